@@ -234,9 +234,11 @@ class FrameTable:
             if chunk not in self:
                 complete = False
                 continue
-            self._note_start(location.frame)
-            left = [at for at in self._single.get(chunk, ()) if at.pack not in gone]
-            self._set_single(chunk, left if self._has(location) else [*left, location])
+            known = self._single.get(chunk, ())
+            moved = next((_moved(at, location) for at in known if at.pack in gone), location)
+            self._note_start(moved.frame)
+            left = [at for at in known if at.pack not in gone]
+            self._set_single(chunk, left if self._has(moved) else [*left, moved])
         self._packs = self._packs.without(gone)
         self._change()
         return complete
@@ -328,6 +330,15 @@ class FrameTable:
         self._excluded.clear()
         self._least_whole.clear()
         self._change()
+
+
+def _moved(old: Location, new: Location) -> Location:
+    """Return a location with the IDs in memory of the one that it replaces, if they are equal.
+
+    They are most of what a frame takes in memory, and are shared with manifests and other frames.
+    """
+    moved = new._replace(frame=old.frame.at(new.frame.offset))
+    return moved if moved == new else new
 
 
 def _is_among(suspects: set[Suspect], location: Location) -> bool:

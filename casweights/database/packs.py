@@ -101,6 +101,13 @@ class PackContents(NamedTuple):
         if isinstance(self.locations, PackLocations):
             self.locations.frames.compact()
 
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the ID of each frame's chunk."""
+        if isinstance(self.locations, PackLocations):
+            yield from self.locations.frames.chunks
+        else:
+            yield from (at.frame.chunk for at in self.locations)
+
     def bases(self) -> Iterator[ChunkId]:
         """Yield the bases of its frames, roots included."""
         if isinstance(self.locations, PackLocations):

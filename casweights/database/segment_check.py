@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from casweights.database.segments import Segment, open_segment
 from casweights.errors import CasweightsError, IntegrityError, NotFoundError
 from casweights.format.envelope import corrupt
-from casweights.format.segment import KEY_SIZE, split_rows
+from casweights.format.segment import split_rows
+from casweights.format.segment_rows import KEY_SIZE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

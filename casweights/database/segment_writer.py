@@ -22,17 +22,14 @@ from casweights.format.segment import (
     MAX_ROWS,
     SegmentBuilder,
     fanout_bits,
-    make_row,
-    renumbered,
-    split_rows,
 )
+from casweights.format.segment_rows import ROW_SIZE, between, in_order, make_rows, renumbered
 from casweights.ids import SegmentId
 from casweights.stores.base import ObjectInfo
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
 
-    from casweights.format.segment import Rows
     from casweights.ids import PackId
     from casweights.stores.base import ObjectStore
     from casweights.system.threads import Workers
@@ -40,7 +37,7 @@ if TYPE_CHECKING:
 _FAN_IN = 8  # segments of one level that are merged
 _SMALL_LEVEL = 3  # up to this one, all segments count as one level: together at most 80 KiB
 _FULL_ROWS = MAX_ROWS // 2  # larger segments stay: two of them may not fit into one
-_FIRST_ROWS = 1 << 19  # of a segment made from packs; 28 MiB while they are sorted
+_FIRST_ROWS = 1 << 18  # of a segment made from packs; 26 MiB while they are sorted
 _SLICE_ROWS = 1 << 18  # about; those that a merge sorts at once
 
 
@@ -147,27 +144,27 @@ class SegmentWriter:
         """Write segments for those of these packs that are not covered."""
         covered = self.covered_packs
         infos = [self._packs[pack] for pack in packs if pack in self._packs and pack not in covered]
-        rows: set[bytes] = set()
+        rows: list[bytes] = []  # of each pack
         numbers: dict[PackId, int] = {}
         for contents in self._workers.map_asked(partial(try_read_pack, self._store), infos):
             yield
             if isinstance(contents, CasweightsError):
                 continue
-            number = len(numbers)
-            numbers[names.pack_of(contents.info.name)] = number
-            rows.update(make_row(location.frame.chunk, number) for location in contents.locations)
-            if len(rows) > _FIRST_ROWS or len(numbers) == MAX_PACKS:
+            rows.append(make_rows(contents.chunks(), len(numbers)))
+            numbers[names.pack_of(contents.info.name)] = len(numbers)
+            if sum(map(len, rows)) > _FIRST_ROWS * ROW_SIZE or len(numbers) == MAX_PACKS:
                 yield from self._put_rows(rows, list(numbers))
-                rows, numbers = set(), {}
+                rows, numbers = [], {}
         if numbers:
             yield from self._put_rows(rows, list(numbers))
 
-    def _put_rows(self, rows: Collection[bytes], packs: Sequence[PackId]) -> Iterator[None]:
+    def _put_rows(self, parts: Iterable[bytes], packs: Sequence[PackId]) -> Iterator[None]:
         """Make a first segment of some packs."""
-        bits = fanout_bits(len(rows))
-        yield from self._put([sorted(rows)], SegmentBuilder(packs, bits, 0))
+        rows = in_order(parts)
+        builder = SegmentBuilder(packs, fanout_bits(len(rows) // ROW_SIZE), 0)
+        yield from self._put([rows], builder)
 
-    def _put(self, parts: Iterable[Rows], builder: SegmentBuilder) -> Iterator[None]:
+    def _put(self, parts: Iterable[bytes], builder: SegmentBuilder) -> Iterator[None]:
         """Make a segment durable, and open it."""
         for rows in parts:
             builder.add(rows)
@@ -265,8 +262,8 @@ class _Source:
         self._segment = segment
         self._numbers = [numbers.get(found.pack) for found in segment.index.packs]
 
-    def rows(self, first: bytes, last: bytes) -> Iterator[bytes]:
-        """Yield the rows of chunks whose first two bytes are in a range, with new numbers.
+    def rows(self, first: bytes, last: bytes) -> bytes:
+        """Return the rows of chunks whose first two bytes are in a range, with new numbers.
 
         Raises:
             _Damaged: The segment is damaged or gone.
@@ -274,19 +271,12 @@ class _Source:
         index = self._segment.index
         try:
             data = self._segment.rows(index.bucket(first), index.bucket(last))
-        except (IntegrityError, NotFoundError):
+            return renumbered(between(data, first, last), self._numbers)
+        except (IntegrityError, NotFoundError, IndexError):
             raise _Damaged(self._segment) from None
-        for row in split_rows(data):
-            if first <= row[:2] <= last:
-                try:
-                    new = renumbered(row, self._numbers)
-                except IndexError:
-                    raise _Damaged(self._segment) from None
-                if new is not None:
-                    yield new
 
 
-def _slices(sources: Sequence[_Source], bits: int) -> Iterator[Rows]:
+def _slices(sources: Sequence[_Source], bits: int) -> Iterator[bytes]:
     """Yield the rows of all sources in order, in slices of equal ranges of chunk IDs."""
     most = _SLICE_ROWS.bit_length() - 7  # a bucket has 64 rows
     slices = 1 << max(0, bits - most)
@@ -294,4 +284,4 @@ def _slices(sources: Sequence[_Source], bits: int) -> Iterator[Rows]:
     for number in range(slices):
         first = (number * width).to_bytes(2, "big")
         last = ((number + 1) * width - 1).to_bytes(2, "big")
-        yield sorted({row for source in sources for row in source.rows(first, last)})
+        yield in_order(source.rows(first, last) for source in sources)

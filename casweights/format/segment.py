@@ -7,14 +7,20 @@ the index of the pack that a segment names. A pack that is gone may be covered, 
 from __future__ import annotations
 
 import struct
-from bisect import bisect_left
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from casweights.format.envelope import PREFIX_SIZE, ObjectKind, check_version, corrupt, prefix
 from casweights.format.hashing import blake3_256, checksum
 from casweights.format.names import segment_name
 from casweights.format.pack import index_span, trailer
+from casweights.format.segment_rows import (
+    KEY_SIZE,
+    NUMBER,
+    ROW_SIZE,
+    leading_numbers,
+    pack_numbers,
+)
 from casweights.ids import CarriedPackId, PackId, SegmentId
 
 if TYPE_CHECKING:
@@ -22,8 +28,6 @@ if TYPE_CHECKING:
 
     from casweights.ids import ChunkId
 
-KEY_SIZE = 16  # bytes of a chunk ID in a row: no two chunks of a store begin with the same ones
-ROW_SIZE = KEY_SIZE + 4  # bytes
 MAX_ROWS = 3 << 20  # 60 MiB: writers hold a whole segment in memory
 MAX_PACKS = 1 << 16  # readers keep all of them
 _ROWS_OF_A_BUCKET = 64  # about; a look-up reads a bucket
@@ -32,10 +36,7 @@ _COUNTS = struct.Struct("<4I")  # rows, packs, bits of the fanout, generation
 _BUCKET = struct.Struct("<I4s")  # rows up to its end, check
 _PACK = struct.Struct("<32sBI")  # ID, kind, rows
 _KINDS: tuple[type[PackId], ...] = (PackId, CarriedPackId)  # by their numbers
-_NUMBER = struct.Struct("<I")
 _MAX_INDEX = (_BUCKET.size << _MAX_BITS) + MAX_PACKS * _PACK.size + _COUNTS.size
-
-Rows = list[bytes]  # of `ROW_SIZE` bytes, in the order of their bytes
 
 
 class CoveredPack(NamedTuple):
@@ -104,7 +105,7 @@ class SegmentIndex:
         Raises:
             IntegrityError: The segment covers no such pack.
         """
-        number: int = _NUMBER.unpack_from(row, KEY_SIZE)[0]
+        number: int = NUMBER.unpack_from(row, KEY_SIZE)[0]
         if number >= len(self.packs):
             raise corrupt(self.name, f"it has a row of its pack {number} of {len(self.packs)}")
         return self.packs[number].pack
@@ -120,21 +121,6 @@ def _leading(chunk: bytes) -> int:
     return chunk[0] << 8 | chunk[1]
 
 
-def make_row(chunk: ChunkId, number: int) -> bytes:
-    """Return the row of a chunk in the pack with this number."""
-    return chunk[:KEY_SIZE] + _NUMBER.pack(number)
-
-
-def renumbered(row: bytes, numbers: Sequence[int | None]) -> bytes | None:
-    """Return a row with the new number of its pack; None if the pack has none.
-
-    Raises:
-        IndexError: There is no such pack.
-    """
-    number = numbers[_NUMBER.unpack_from(row, KEY_SIZE)[0]]
-    return None if number is None else row[:KEY_SIZE] + _NUMBER.pack(number)
-
-
 def rows_of(chunk: ChunkId, rows: bytes) -> Iterator[bytes]:
     """Yield the rows of a chunk among those of its bucket."""
     key = chunk[:KEY_SIZE]
@@ -145,7 +131,7 @@ def rows_of(chunk: ChunkId, rows: bytes) -> Iterator[bytes]:
         at = rows.find(key, at + 1)
 
 
-def split_rows(data: bytes | memoryview) -> Rows:
+def split_rows(data: bytes | memoryview) -> list[bytes]:
     """Return the rows in these bytes."""
     return [bytes(data[at : at + ROW_SIZE]) for at in range(0, len(data), ROW_SIZE)]
 
@@ -168,27 +154,30 @@ class SegmentBuilder:
     def __init__(self, packs: Sequence[PackId], bits: int, generation: int) -> None:
         self._packs, self._bits, self._generation = packs, bits, generation
         self._content, self._fanout = [prefix(ObjectKind.SEGMENT)], bytearray()
-        self._counts, self._total = [0] * len(packs), 0
+        self._counts: Any = 0  # an array of the numbers of rows, once there are some
+        self._total = 0
 
-    def add(self, rows: Rows) -> None:
+    def add(self, rows: bytes) -> None:
         """Add the rows of the next range of chunk IDs.
 
         Args:
             rows: They are in order, without repetitions. The ranges are a power of two of equal
                 ones by the first bits of chunk IDs, at most as many as there are buckets.
         """
-        self._content.append(b"".join(rows))
-        for row in rows:
-            self._counts[_NUMBER.unpack_from(row, KEY_SIZE)[0]] += 1
+        import numpy as np  # as in `columns`
+
+        self._content.append(rows)
+        self._counts += np.bincount(pack_numbers(rows), minlength=len(self._packs))
         _add_buckets(self._fanout, rows, self._total, self._bits)
-        self._total += len(rows)
+        self._total += len(rows) // ROW_SIZE
 
     def finish(self) -> tuple[SegmentIndex, list[bytes]]:
         """Return the segment's index, and the bytes of the object, in parts."""
         bits, total, generation = self._bits, self._total, self._generation
-        _add_buckets(self._fanout, [], total, bits, last=True)
+        _add_buckets(self._fanout, b"", total, bits, last=True)
         fanout, content = bytes(self._fanout), self._content
-        covered = tuple(map(CoveredPack, self._packs, self._counts))
+        counts = self._counts.tolist() if total else [0] * len(self._packs)
+        covered = tuple(map(CoveredPack, self._packs, counts))
         table = b"".join(_PACK.pack(p, _KINDS.index(type(p)), rows) for p, rows in covered)
         index = fanout + table + _COUNTS.pack(total, len(covered), bits, generation)
         content.append(index + trailer(index))
@@ -197,7 +186,7 @@ class SegmentBuilder:
 
 
 def _add_buckets(
-    fanout: bytearray, rows: Rows, before: int, bits: int, *, last: bool = False
+    fanout: bytearray, rows: bytes, before: int, bits: int, *, last: bool = False
 ) -> None:
     """Add the buckets up to that of the last of these rows, or all that are left.
 
@@ -208,14 +197,13 @@ def _add_buckets(
         bits: Bits of the fanout.
         last: Whether no row follows.
     """
-    shift, done = _MAX_BITS - bits, len(fanout) // _BUCKET.size
-    stop = (_leading(rows[-1]) >> shift) + 1 if rows else done
-    start = 0
-    for bucket in range(done, 1 << bits if last else stop):
-        bound = (bucket + 1) << shift
-        whole = bound == 1 << _MAX_BITS
-        end = len(rows) if whole else bisect_left(rows, bound.to_bytes(2, "big"), start)
-        fanout += _BUCKET.pack(before + end, _check(b"".join(rows[start:end])))
+    import numpy as np  # as in `columns`
+
+    shift, done, leading = _MAX_BITS - bits, len(fanout) // _BUCKET.size, leading_numbers(rows)
+    stop = 1 << bits if last else (int(leading[-1]) >> shift) + 1 if rows else done
+    start, data = 0, memoryview(rows)
+    for end in np.searchsorted(leading, np.arange(done + 1, stop + 1) << shift).tolist():
+        fanout += _BUCKET.pack(before + end, _check(data[start * ROW_SIZE : end * ROW_SIZE]))
         start = end
 
 

@@ -19,7 +19,7 @@ from casweights.errors import (
 )
 from casweights.events import Stage
 from casweights.format import names
-from casweights.format.segment import KEY_SIZE
+from casweights.format.segment_rows import KEY_SIZE
 from casweights.ids import CarriedPackId, Suspect
 from casweights.system.buffers import uninitialized
 

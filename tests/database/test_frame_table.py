@@ -154,3 +154,24 @@ def test_looking_up_a_chunk_makes_its_frames_alone(monkeypatch: pytest.MonkeyPat
     assert made == []
     assert len(table.frames(CHUNKS[5])) == 1
     assert made == [500]
+
+
+def test_a_frame_that_moves_keeps_its_ids_in_memory() -> None:
+    """A pack that was merged brings its own copy of each ID."""
+    old, new = PackId(bytes(32)), PackId(bytes([1]) * 32)
+    frames = [
+        Frame(ChunkId(bytes([n]) * 32), 100, 4, 8, 90, bytes(8), ChunkId(bytes([n + 1]) * 32))
+        for n in (2, 4)
+    ]
+    table = FrameTable()
+    table.add([Location(old, frame) for frame in frames])
+    other = frames[1]._replace(checksum=b"a frame!")
+    [first] = parse_frames(encode_frames([frames[0]]))
+    assert first.chunk is not frames[0].chunk
+    table.move([Location(new, first.at(50)), Location(new, other)], {old})
+    [moved] = table.frames(first.chunk)
+    assert moved == Location(new, frames[0].at(50))
+    assert (moved.frame.chunk, moved.frame.base) == (first.chunk, first.base)
+    assert moved.frame.chunk is frames[0].chunk
+    assert moved.frame.base is frames[0].base
+    assert table.frames(other.chunk) == [Location(new, other)], "another frame of that chunk"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,8 @@ from casweights.database.segments import list_segments, open_segments
 from casweights.errors import CasweightsError
 from casweights.format import names
 from casweights.format.envelope import PREFIX_SIZE
-from casweights.format.segment import SegmentBuilder, make_row
+from casweights.format.segment import SegmentBuilder
+from casweights.format.segment_rows import in_order, make_rows
 from casweights.ids import ChunkId, PackId
 from casweights.stores.memory import MemoryStore
 from casweights.system.threads import Workers
@@ -84,7 +86,7 @@ def searched(store: ObjectStore, chunks: Sequence[ChunkId]) -> ChunkIndex:
 
 def put(store: ObjectStore, rows: list[bytes], packs: Sequence[PackId]) -> str:
     builder = SegmentBuilder(packs, 0, 0)
-    builder.add(sorted(rows))
+    builder.add(in_order(rows))
     index, content = builder.finish()
     store.put(index.name, content)
     return index.name
@@ -175,11 +177,11 @@ def forge(store: ObjectStore, kind: str, chunks: Sequence[ChunkId]) -> str:
     if kind == "no rows":
         return put(store, [], packs)
     if kind == "wrong packs":
-        return put(store, [make_row(c, n % len(packs)) for n, c in enumerate(chunks)], packs)
+        return put(store, [make_rows([c], n % len(packs)) for n, c in enumerate(chunks)], packs)
     if kind == "lost packs":
-        return put(store, [make_row(c, 0) for c in chunks], [PackId(bytes(32)), *packs])
+        return put(store, [make_rows([c], 0) for c in chunks], [PackId(bytes(32)), *packs])
     if kind == "number of no pack":
-        name = put(store, [make_row(c, 0) for c in chunks], packs)
+        name = put(store, [make_rows([c], 0) for c in chunks], packs)
         data = bytearray(store.get(name))
         data[8 + 16] = 200
         store.delete(name)
@@ -298,6 +300,28 @@ def test_small_segments_become_one_each_time() -> None:
         assert len([each for each in rows if each < 8**4]) <= 1
         assert len(rows) <= 1 + 7
     searched(store, chunks[::100])
+
+
+def test_a_row_takes_little_memory_while_segments_are_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A publisher writes them between its steps, and what it took once, it keeps."""
+    monkeypatch.setattr(segment_writer, "_FAN_IN", 2)
+    packs, a_pack = 12, 3000
+    store = MemoryStore()
+    fill(store, 0)
+    for pack in range(packs):
+        add_pack(store, [whole(chunk(pack * a_pack + n)) for n in range(a_pack)])
+    infos = pack_infos(store)
+    peaks = []
+    with Workers(1) as workers:
+        for covered in (list(infos)[: packs // 2], list(infos)):  # the second time, two are merged
+            tracemalloc.start()
+            run(SegmentWriter(store, workers, ()), infos, covered)
+            peaks.append(tracemalloc.get_traced_memory()[1] / (a_pack * packs / 2))
+            tracemalloc.stop()
+            assert len(opened(store)) == 1
+    assert max(peaks) < 190
 
 
 def test_rows_over_a_network_are_read_in_few_requests(monkeypatch: pytest.MonkeyPatch) -> None:

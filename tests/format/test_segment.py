@@ -13,16 +13,15 @@ from casweights.format.envelope import PREFIX_SIZE
 from casweights.format.pack import TRAILER_SIZE
 from casweights.format.segment import (
     MAX_ROWS,
-    ROW_SIZE,
     SegmentBuilder,
     SegmentIndex,
     fanout_bits,
-    make_row,
     parse_segment,
     rows_of,
     segment_id,
     segment_index_span,
 )
+from casweights.format.segment_rows import ROW_SIZE, make_rows
 from casweights.ids import ChunkId, PackId, SegmentId
 
 PACKS = [PackId(bytes([n]) * 32) for n in (9, 3, 7)]
@@ -34,7 +33,7 @@ def ids(count: int, size: int = 32) -> list[ChunkId]:
 
 
 def build(chunks: list[ChunkId], bits: int | None = None, parts: int = 1) -> bytes:
-    rows = sorted(make_row(chunk, n % 3) for n, chunk in enumerate(chunks))
+    rows = sorted(make_rows([chunk], n % 3) for n, chunk in enumerate(chunks))
     width = 256 // parts
     divided = [[row for row in rows if row[0] // width == n] for n in range(parts)]
     bits = fanout_bits(len(rows)) if bits is None else bits
@@ -44,7 +43,7 @@ def build(chunks: list[ChunkId], bits: int | None = None, parts: int = 1) -> byt
 def encode(parts: list[list[bytes]], bits: int, generation: int) -> bytes:
     builder = SegmentBuilder(PACKS, bits, generation)
     for rows in parts:
-        builder.add(rows)
+        builder.add(b"".join(rows))
     _, content = builder.finish()
     return b"".join(content)
 
@@ -88,7 +87,7 @@ def test_the_division_into_buckets_and_parts_changes_nothing_that_is_found(
 
 def test_a_chunk_in_several_packs_has_a_row_for_each() -> None:
     chunk = ids(1)[0]
-    data = encode([sorted(make_row(chunk, n) for n in (2, 0))], 0, 0)
+    data = encode([sorted(make_rows([chunk], n) for n in (2, 0))], 0, 0)
     assert find(data, chunk) == [PACKS[0], PACKS[2]]
     assert [pack.rows for pack in parse(data).packs] == [1, 0, 1]
 
@@ -169,7 +168,7 @@ def test_an_unknown_kind_of_pack_is_refused() -> None:
 def test_a_row_of_a_pack_that_is_not_listed_is_refused() -> None:
     index = parse(build(ids(20), 2))
     with pytest.raises(IntegrityError, match="its pack 3 of 3"):
-        index.pack(make_row(ids(1)[0], 3))
+        index.pack(make_rows(ids(1), 3))
 
 
 def test_fanouts_have_about_64_rows_in_a_bucket() -> None:
