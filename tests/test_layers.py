@@ -94,6 +94,7 @@ SHARED = {
     "operations.owners",
     "operations.prediction",
     "operations.rebuild",
+    "operations.rehearsal",
     "operations.relatives",
     "operations.reliance",
     "operations.renumbered",

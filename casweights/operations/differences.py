@@ -139,7 +139,13 @@ class DifferenceEncoder:
         return self._reader.ahead(with_neighbours=True)
 
     def encode(
-        self, raw: memoryview, piece: Piece, base: ChunkId | None, *, plain: bool = False
+        self,
+        raw: memoryview,
+        piece: Piece,
+        base: ChunkId | None,
+        *,
+        plain: bool = False,
+        step: EncodedFrame | None = None,
     ) -> list[EncodedFrame]:
         """Return the frames to store for a chunk.
 
@@ -152,6 +158,7 @@ class DifferenceEncoder:
             piece: Its place: their element type, and the tensors that share the chunk.
             base: The chunk at the same place of a related version; None to store it whole.
             plain: Whether its chain must not begin with a derived frame.
+            step: The difference from `base`, if it is known.
 
         Returns:
             One frame; or two, namely a frame that keeps the chain short and a cheap step from
@@ -165,7 +172,7 @@ class DifferenceEncoder:
         # Sizes below are compared with the whole frame at the chain's beginning.
         if chain is None or chain.base is not None or (plain and chain.roots):
             return [self._whole(raw, piece.dtype)]
-        step = self._difference(raw, piece, chain.frames[-1])
+        step = step or self._difference(raw, piece, chain.frames[-1])
         if step is None:
             return [self._whole(raw, piece.dtype)]
         whole, whole_size = None, chain.whole_size

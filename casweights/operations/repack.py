@@ -35,10 +35,11 @@ from casweights.operations.forest import forest
 from casweights.operations.lineage import Lineage
 from casweights.operations.merging import Budget
 from casweights.operations.ordering import in_order, placed
+from casweights.operations.rehearsal import Rehearsal
 from casweights.operations.relatives import relatives
 from casweights.operations.replacements import finish_replaced, free_from, set_replaced_aside
 from casweights.operations.rewriting import Rewrite, rewrites
-from casweights.operations.room import has_room
+from casweights.operations.room import look_for_room
 from casweights.operations.rows import affordable, find_rows
 from casweights.operations.sampling import signature_of
 from casweights.operations.signing import sign
@@ -47,7 +48,7 @@ from casweights.system.buffers import uninitialized
 from casweights.system.threads import Once
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from datetime import timedelta
 
     from casweights.config import Compression
@@ -56,7 +57,7 @@ if TYPE_CHECKING:
     from casweights.errors import CasweightsError
     from casweights.format.lineage import Origin
     from casweights.format.manifest import Snapshot
-    from casweights.format.pack import EncodedFrame, Location, SealedPack
+    from casweights.format.pack import EncodedFrame, Location
     from casweights.ids import ChunkId, SnapshotId
     from casweights.operations.ordering import Placed
     from casweights.stores.base import ObjectInfo
@@ -87,6 +88,19 @@ class _Task:
         """The bytes of all versions."""
         return sum(version.size for version in self.versions.values())
 
+    def progress(self, nbytes: int) -> Callable[[int], None]:
+        """Return a function that reports progress: that of all versions after so many bytes."""
+        done = reported = 0
+
+        def advanced(some: int) -> None:
+            nonlocal done, reported
+            done += some
+            now = self.size * done // nbytes
+            self.db.reporter.advanced(Stage.REPACK, now - reported)
+            reported = now
+
+        return advanced
+
 
 @dataclass(frozen=True, slots=True)
 class _Repack:
@@ -99,6 +113,7 @@ class _Repack:
         plan: The new frames alone, from which the encoder knows the new chains.
         done: Chunks that have new frames.
         lineages: The lineage of each version to which the new frames give another one.
+        steps: Differences of the version that is at work, which were made to look for room.
     """
 
     task: _Task
@@ -107,6 +122,7 @@ class _Repack:
     plan: KnownChunks = field(default_factory=KnownChunks)
     done: set[ChunkId] = field(default_factory=set)
     lineages: dict[SnapshotId, Sequence[Origin]] = field(default_factory=dict)
+    steps: dict[ChunkId, EncodedFrame] = field(default_factory=dict)
 
     def encoder(self, version: Snapshot, bases: Bases) -> DifferenceEncoder:
         """Return an encoder for a version with these bases."""
@@ -114,7 +130,9 @@ class _Repack:
         above, roomy = self.task.above, self.task.roomy
         # Chains in trees are long, and what is built on them needs the same room.
         if version.id not in roomy and any(one.version in above for one in bases.versions()):
-            roomy[version.id] = has_room(db, rewrites(version, bases, ()), plan)
+            room = look_for_room(db, rewrites(version, bases, ()), plan)
+            roomy[version.id] = room.is_enough
+            self.steps.update(room.steps)
         return DifferenceEncoder(
             db.reader,
             plan,
@@ -156,7 +174,6 @@ def repack(
         StoreError: The store could not be written, or this client may not delete objects.
     """
     check_may_delete(db.store, "A repack saves space by deleting the packs that it replaces")
-    replaced: list[ObjectInfo] = []
     archive_carrying(db)
     replace_damaged_archives(db)
     db.index.load()
@@ -167,14 +184,7 @@ def repack(
     task = _Task(db, old, versions, trees.above, compression)
     db.reporter.started(Stage.REPACK, 2 * task.size)
     try:
-        if _is_worth_it(task):
-            writer = PackWriter(db, _generation(old))
-            work = _Repack(task, writer, db)
-            replaced = _rewrite_all(work)
-            renew_lineage(db, work.lineages)
-            for _ in set_replaced_aside(db, replaced, sorted(writer.names)):
-                pass
-            db.index.load()
+        replaced = _renew(task)
     finally:
         db.reporter.finished(Stage.REPACK)
     db.findings.answer_gone()
@@ -195,44 +205,49 @@ def repack(
     )
 
 
-class _Rehearsal(PackWriter):
-    """A writer that writes nothing.
-
-    Attributes:
-        sizes: The packs that it would have written, and their bytes.
-    """
-
-    def __init__(self, db: Database, generation: int) -> None:
-        super().__init__(db, generation)
-        self.sizes: dict[str, int] = {}
-
-    def _put(self, pack: SealedPack) -> None:
-        self.names.add(pack.name)
-        self.sizes[pack.name] = pack.size
-
-
 def _generation(old: Sequence[PackContents]) -> int:
     """Return the generation of packs that replace others."""
     return 1 + max((pack.generation for pack in old), default=0)
 
 
-def _is_worth_it(task: _Task) -> bool:
-    """Whether new packs would differ from the old ones, and not be larger; writes nothing."""
-    generations = {pack.generation for pack in task.old}
-    # If one repack wrote all packs, another one may write the same. Commits write generation 0.
-    is_repacked = len(generations) == 1 and 0 not in generations
-    generation = generations.pop() if is_repacked else _generation(task.old)
-    writer = _Rehearsal(task.db, generation)
-    _rewrite_all(_Repack(task, writer, task.db))
-    # Encoding is deterministic and a pack is named by its content, so equal names are enough.
-    if is_repacked and writer.names == {pack.info.name for pack in task.old}:
-        return False
+def _repacked(old: Sequence[PackContents]) -> int | None:
+    """Return the generation of the packs of a repack that wrote all of them, if one did.
+
+    Another one may write the same. Commits write generation 0.
+    """
+    generations = {pack.generation for pack in old}
+    return generations.pop() if len(generations) == 1 and 0 not in generations else None
+
+
+def _renew(task: _Task) -> list[ObjectInfo]:
+    """Store all chunks again, unless the new packs would be those of before, or larger.
+
+    Returns:
+        The old packs that were set aside.
+    """
     old = sum(pack.info.size for pack in task.old)
-    return task.compression == "fast" or sum(writer.sizes.values()) <= old
+    with Rehearsal(task.db, _generation(task.old), _repacked(task.old)) as rehearsal:
+        work = _Repack(task, rehearsal, task.db)
+        replaced = _rewrite_all(work)
+        # Encoding is deterministic and a pack is named by its content, so equal names are enough.
+        if rehearsal.names_before == {pack.info.name for pack in task.old}:
+            return []
+        if task.compression != "fast" and rehearsal.nbytes > old:
+            return []
+        if rehearsal.is_complete:
+            rehearsal.write(task.progress(rehearsal.nbytes))
+        else:
+            work = _Repack(task, PackWriter(task.db, _generation(task.old)), task.db)
+            replaced = _rewrite_all(work)
+    renew_lineage(task.db, work.lineages)
+    for _ in set_replaced_aside(task.db, replaced, sorted(work.writer.names)):
+        pass
+    task.db.index.load()
+    return replaced
 
 
 def _rewrite_all(work: _Repack) -> list[ObjectInfo]:
-    """Store all chunks in new frames, which are durable when this returns.
+    """Store all chunks in new frames, which the writer has finished when this returns.
 
     Returns:
         The old packs that are no longer needed.
@@ -284,6 +299,7 @@ def _rewrite(work: _Repack, version: Snapshot, earlier: dict[SnapshotId, None]) 
     jobs: dict[ChunkId, Rewrite] = {}
     for job in rewrites(version, bases, work.done):
         jobs.setdefault(job.chunk, job)
+    work.steps.clear()
     encode = partial(_encode, work, work.encoder(version, bases))
     for job, frames in work.db.workers.map(encode, jobs.values()):
         work.writer.add(job.chunk, job.piece.nbytes, frames)
@@ -337,7 +353,8 @@ def _encode(
 ) -> tuple[Rewrite, list[EncodedFrame]]:
     db = work.db
     plain = db.index.plain_chain(job.chunk) is not None
-    return job, job.encode(encoder, db.reader, db.cache, plain=plain)
+    step = work.steps.pop(job.chunk, None)
+    return job, job.encode(encoder, db.reader, db.cache, plain=plain, step=step)
 
 
 def _copy_others(work: _Repack, old: Sequence[PackContents]) -> list[Location]:

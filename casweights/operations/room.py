@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from casweights.format.codecs import encode_difference
+from casweights.config import MiB
+from casweights.format.codecs import decode, encode_difference
+from casweights.format.hashing import checksum
+from casweights.format.pack import EncodedFrame
 from casweights.operations.differences import (
     MAX_CHAIN_SHARE,
     MAX_DIRECT_SHARE,
@@ -14,18 +17,40 @@ from casweights.operations.differences import (
 from casweights.system.buffers import uninitialized
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator, Mapping
 
     from casweights.database import Database
     from casweights.database.known_chunks import KnownChunks
+    from casweights.ids import ChunkId
     from casweights.operations.rewriting import Rewrite
 
+_MAX_STEPS = 256 * MiB  # of differences that are kept in memory
 
-def has_room(db: Database, jobs: Iterable[Rewrite], plan: KnownChunks) -> bool:
-    """Return whether the differences of all chunks of a version take their share together at most.
 
-    Then some may have longer chains than a writer allows, who does not know the others. Every
-    chunk is encoded for that.
+class Room(NamedTuple):
+    """What the differences of all chunks of a version take together.
+
+    Attributes:
+        is_enough: Whether that is their share at most. Then some may have longer chains than a
+            writer allows, who does not know the others.
+        steps: Differences of chunks from their bases, as far as they fit into memory. Each was
+            decoded.
+    """
+
+    is_enough: bool
+    steps: Mapping[ChunkId, EncodedFrame]
+
+
+class _Shares(NamedTuple):
+    """The bytes of a chunk's whole frame, and those of its differences; the last one, if new."""
+
+    whole: float = 0.0
+    spent: float = 0.0
+    step: EncodedFrame | None = None
+
+
+def look_for_room(db: Database, jobs: Iterable[Rewrite], plan: KnownChunks) -> Room:
+    """Add up what the differences of all chunks of a version take.
 
     Args:
         db: The store.
@@ -37,29 +62,43 @@ def has_room(db: Database, jobs: Iterable[Rewrite], plan: KnownChunks) -> bool:
         StoreError: The store could not be read.
     """
     whole = spent = 0.0
-    chunks = (job for job in jobs if not job.is_structure)
-    for one_whole, one_spent in db.workers.map(partial(_shares, db, plan), chunks):
-        if one_spent > MAX_TENSOR_SHARE * one_whole:
-            return False
-        whole, spent = whole + one_whole, spent + one_spent
-    return spent <= MAX_CHAIN_SHARE * whole
+    steps: dict[ChunkId, EncodedFrame] = {}
+    left = _MAX_STEPS
+    for job, found in db.workers.map(partial(_shares, db, plan), _elements(jobs)):
+        if found.step is not None and len(found.step.payload) <= left:
+            left -= len(found.step.payload)
+            steps[job.chunk] = found.step
+        if found.spent > MAX_TENSOR_SHARE * found.whole:
+            return Room(is_enough=False, steps=steps)
+        whole, spent = whole + found.whole, spent + found.spent
+    return Room(spent <= MAX_CHAIN_SHARE * whole, steps)
 
 
-def _shares(db: Database, plan: KnownChunks, job: Rewrite) -> tuple[float, float]:
-    """Return the bytes of a chunk's whole frame, and those of its differences."""
+def _elements(jobs: Iterable[Rewrite]) -> Iterator[Rewrite]:
+    """Yield the chunks that hold tensors or files."""
+    return (job for job in jobs if not job.is_structure)
+
+
+def _shares(db: Database, plan: KnownChunks, job: Rewrite) -> tuple[Rewrite, _Shares]:
     if (stored := plan.chain(job.chunk)) is not None:
-        return stored.whole_size, stored.read_size - stored.whole_size
+        return job, _Shares(stored.whole_size, stored.read_size - stored.whole_size)
     chain = None if job.base is None else plan.chain(job.base)
     if job.base is None or chain is None or chain.base is not None or chain.roots:
-        return 0.0, 0.0  # it is stored whole, and its share is left to nobody
+        return job, _Shares()  # it is stored whole, and its share is left to nobody
     reader = db.reader.with_local(db.cache)
     new, old = (uninitialized(job.piece.nbytes) for _ in range(2))
     if chain.frames[-1].frame.raw_size != len(old):
-        return 0.0, 0.0
+        return job, _Shares()
     reader.readinto(job.chunk, new)
+    db.cache.put(job.chunk, new)
     reader.readinto(job.base, old)
     encoded = encode_difference(new, old, job.piece.dtype, job.piece.extents)
-    if encoded is None or len(encoded[1]) > MAX_DIRECT_SHARE * chain.whole_size:
-        return 0.0, 0.0
-    spent = chain.read_size - chain.whole_size + len(encoded[1])
-    return float(chain.whole_size), float(spent)
+    if encoded is None:
+        return job, _Shares()
+    decode(*encoded, old)
+    job.check(old, new)
+    step = EncodedFrame(*encoded, checksum(encoded[1]), job.base)
+    if len(step.payload) > MAX_DIRECT_SHARE * chain.whole_size:
+        return job, _Shares(step=step)
+    spent = chain.read_size - chain.whole_size + len(step.payload)
+    return job, _Shares(chain.whole_size, spent, step)

@@ -128,8 +128,9 @@ class Trials:
 
     def _read(self, place: int, version: int) -> memoryview:
         raw = uninitialized(self._places[place].piece.nbytes)
-        reader = self._db.reader.with_local(self._db.cache)
-        reader.readinto(self._chunks[version][place], raw)
+        chunk = self._chunks[version][place]
+        self._db.reader.with_local(self._db.cache).readinto(chunk, raw)
+        self._db.cache.put(chunk, raw)  # the chunks of later versions build on it
         return raw
 
 
