@@ -221,7 +221,7 @@ class DifferenceEncoder:
                 others = self.encode(raw, piece, base)
                 most = share * len(others[0].payload)
                 if made.source is None:
-                    whole_size = len(others[0].payload)
+                    whole_size = self._whole_size(others[0])
             most_read = _MAX_READ if made.source is None else _MAX_CALCULATED
             if size <= min(most, most_read * whole_size - read):
                 return [frame]
@@ -332,6 +332,11 @@ class DifferenceEncoder:
             if len(self._index.frames(chain.frames[n].frame.chunk)) > 1:
                 return n
         return 0
+
+    def _whole_size(self, frame: EncodedFrame) -> int:
+        """Return the bytes of a whole frame, or of that which the chain of a difference has."""
+        chain = None if frame.base is None else self._index.chain(frame.base)
+        return len(frame.payload) if chain is None else chain.whole_size
 
     def _whole(self, raw: memoryview, dtype: DType) -> EncodedFrame:
         """Return a frame without a base."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     Owners = Sequence[Sequence[Candidate]]
 
 _PREFERRED = 0.5  # share of a better version's bytes that another one must beat: samples are few
-_TRIED = 4  # chunks for which another version was chosen
+_TRIED = 4  # chunks for which another version was chosen, and of those for which several were
 _LITTLE = 1 / 8  # of a chunk's bytes: a difference that several versions cannot save much of
 
 
@@ -60,17 +60,20 @@ def chosen(db: Database, new: New, trial: Trial, owners: Owners) -> list[Candida
     """
     found = [several[-1] for several in owners]
     doubts = sorted(_doubts(new, trial, owners), key=lambda doubt: -doubt.nbytes)
-    wrong = 0
-    for number, doubt in enumerate(doubts):
-        if number < _TRIED:
-            is_wrong = _is_wrong(db, new, trial, doubt)
-            wrong += is_wrong
-        else:
-            is_wrong = 2 * wrong > _TRIED
-        if is_wrong:
+    # Of one kind, those that are tried tell about the others.
+    for kind in (True, False):
+        alike = [doubt for doubt in doubts if (doubt.after is None) == kind]
+        for doubt in _wrong(db, new, trial, alike):
             for n in doubt.tensors:
                 found[n] = doubt.before
     return found
+
+
+def _wrong(db: Database, new: New, trial: Trial, doubts: Sequence[_Doubt]) -> list[_Doubt]:
+    """Return the doubts that are right: a few are tried, and the others go by most of these."""
+    tried, others = doubts[:_TRIED], doubts[_TRIED:]
+    wrong = [doubt for doubt in tried if _is_wrong(db, new, trial, doubt)]
+    return [*wrong, *(others if 2 * len(wrong) > _TRIED else ())]
 
 
 class _Doubt(NamedTuple):

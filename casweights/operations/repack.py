@@ -89,7 +89,7 @@ class _Task:
         return sum(version.size for version in self.versions.values())
 
     def progress(self, nbytes: int) -> Callable[[int], None]:
-        """Return a function that reports progress: that of all versions after so many bytes."""
+        """Return a function that reports progress: that of all versions after `nbytes`."""
         done = reported = 0
 
         def advanced(some: int) -> None:

@@ -33,7 +33,7 @@ class Room(NamedTuple):
     Attributes:
         is_enough: Whether that is their share at most. Then some may have longer chains than a
             writer allows, who does not know the others.
-        steps: Differences of chunks from their bases, as far as they fit into memory. Each was
+        steps: Differences of chunks from their bases, those that fit into memory. Each was
             decoded.
     """
 

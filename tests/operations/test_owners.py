@@ -15,13 +15,13 @@ from casweights.operations.owners import chosen, owners_of
 
 BF16 = DTYPES["BF16"]
 SIZE = 1000  # bytes of a tensor
-WHOLES = np.full(4, 700.0)
+SHARING = 4  # tensors that share a chunk
 
 
 class Relative:
     """A version of whose differences samples promise some bytes, and of which others are true."""
 
-    def __init__(self, promised: list[float], true: int) -> None:
+    def __init__(self, promised: list[float], true: int | list[int]) -> None:
         self.costs = np.array(promised)
         self.alike = [True] * len(promised)
         self.true = true
@@ -29,21 +29,25 @@ class Relative:
 
     def size(self, db: object, new: object, number: int, piece: Piece, trial: object) -> int:
         self.tried.append(number)
-        return self.true
+        return self.true if isinstance(self.true, int) else self.true[number // SHARING]
 
 
 def owners(*worth: Any) -> list[Any]:
-    """Return the version of each of four tensors that share a chunk."""
-    tensors = tuple(TensorInfo(f"t{n}", BF16, (SIZE // 2,), n * SIZE, SIZE) for n in range(4))
-    piece = Piece(0, 4 * SIZE, BF16, tensors=tensors)
+    """Return the version of each tensor; four each share a chunk."""
+    count = len(worth[0].costs)
+    tensors = [TensorInfo(f"t{n}", BF16, (SIZE // 2,), n * SIZE, SIZE) for n in range(count)]
     new: Any = SimpleNamespace(
         tensors=[SimpleNamespace(path="f") for _ in tensors],
         signature=SimpleNamespace(grids=[SimpleNamespace(nbytes=SIZE) for _ in tensors]),
     )
     numbers = {("f", tensor.name): n for n, tensor in enumerate(tensors)}
-    trial: Any = SimpleNamespace(pieces={0: piece}, numbers=numbers)
+    pieces = {
+        n: Piece(n * SIZE, SHARING * SIZE, BF16, tensors=tuple(tensors[n : n + SHARING]))
+        for n in range(0, count, SHARING)
+    }
+    trial: Any = SimpleNamespace(pieces=pieces, numbers=numbers)
     nothing: Any = None
-    return chosen(nothing, new, trial, owners_of(worth, WHOLES))
+    return chosen(nothing, new, trial, owners_of(worth, np.full(count, 700.0)))
 
 
 @pytest.mark.parametrize("other", [[0.0, 600, 600, 600], [600.0, 0, 0, 0]])
@@ -65,3 +69,11 @@ def test_all_of_a_chunk_comes_from_another_version_only_if_that_is_nearer() -> N
         expected = other if owner == "other" else one
         assert owners(one, other) == [expected] * 4
         assert (one.tried.pop(), other.tried.pop()) == (0, 0)
+
+
+def test_chunks_that_are_not_made_from_several_versions_say_nothing_of_others() -> None:
+    """A model is stitched of two; by chance, one tensor of each of many chunks looks nearer."""
+    one = Relative([5.0] * 5 * SHARING + [600.0] * SHARING, true=[20] * 5 + [1200])
+    other = Relative([0.0, 600, 600, 600] * 5 + [5.0] * SHARING, true=[1200] * 5 + [20])
+    assert owners(one, other) == [one] * 5 * SHARING + [other] * SHARING
+    assert len(one.tried) <= 4 + 1

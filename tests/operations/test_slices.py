@@ -310,3 +310,19 @@ def test_a_pack_table_names_the_packs_of_all_roots(repo: Repository) -> None:
     [chain] = chains(repo)
     assert [root.frames[-1].pack for root in chain.roots] == packs
     assert set(packs) < set(repo.database.snapshots.load_stored(version).table.packs)
+
+
+def test_fused_tensors_that_share_a_chunk_with_others_take_what_changes(repo: Repository) -> None:
+    """Most of the chunk is in its place, but a difference from there takes all that is not."""
+    rows = {"a": 40, "k": 10, "q": 10, "v": 10}
+    old = {f"h.0.{name}": embedding(n, seed=n + ord(name)) for name, n in rows.items()}
+    new = {name: moved(tensor) for name, tensor in old.items()}
+    fused = {"h.0.a": new["h.0.a"], "h.0.qkv": torch.cat([new[f"h.0.{name}"] for name in "qkv"])}
+    costs = []
+    for n, state in enumerate((new, fused)):
+        repo.commit(old, branch=f"{n}")
+        before = repo.stats().pack_bytes
+        repo.commit(state, branch=f"{n}")
+        costs.append(repo.stats().pack_bytes - before)
+        assert_same_state(repo.load(f"{n}"), state)
+    assert costs[1] <= 1.1 * costs[0] + LISTS
