@@ -11,7 +11,7 @@ import zstandard
 import casweights
 from casweights.config import KiB, StoreConfig
 from casweights.format.codecs import Encoding
-from casweights.format.derived import Slice, join
+from casweights.format.derived import join
 from casweights.format.envelope import PREFIX_SIZE, ObjectKind, prefix
 from casweights.format.file_entry import FileEntry
 from casweights.format.hashing import blake3_256, checksum
@@ -19,6 +19,7 @@ from casweights.format.manifest import EncodedSnapshot, Manifest
 from casweights.format.names import pack_name, snapshot_name
 from casweights.format.pack import Frame, build_index
 from casweights.format.pack_table import PackTable
+from casweights.format.patterns import Slice
 from casweights.format.roots import Root
 from casweights.format.snapshot import StoredSnapshot, encode_snapshot
 from casweights.ids import ChunkId

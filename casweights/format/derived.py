@@ -10,33 +10,20 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.format.arithmetic import Arithmetic
 from casweights.format.codecs import Encoding, decode
-from casweights.kernels.reference.bits import PayloadReader, varint
+from casweights.format.patterns import join_patterns, join_slices, split_patterns, split_slices
+from casweights.kernels.reference.bits import PayloadReader
 from casweights.system.buffers import uninitialized
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from casweights.format.codecs import Encoded
+    from casweights.format.patterns import Slice
     from casweights.system.buffers import Buffer
 
-MAX_SLICES = 65_536  # of a frame; a slice of a byte takes three
-_SLICES, _ARITHMETIC = 0, 1  # the rules
+_SLICES, _ARITHMETIC, _PATTERNS = range(3)  # the rules
 _EXACT = 255  # in the place of an encoding: there is no difference
 _INNER = (Encoding.DENSE, Encoding.SPARSE, Encoding.PARTS, Encoding.LOW_RANK)
-
-
-class Slice(NamedTuple):
-    """Bytes of a root, or zeros.
-
-    Attributes:
-        root: Number of the root among those of the frame, from 0; None for zeros.
-        offset: Offset of the bytes in the root; 0 for zeros.
-        nbytes: Their number.
-    """
-
-    root: int | None
-    offset: int
-    nbytes: int
 
 
 class Derived(NamedTuple):
@@ -57,12 +44,12 @@ def join(
     slices: Sequence[Slice], difference: Encoded | None, rule: Arithmetic | None = None
 ) -> bytes:
     """Return the payload with these slices, and a difference from what they make by a rule."""
-    head = [bytes([_SLICES]) if rule is None else bytes([_ARITHMETIC]) + rule.join()]
-    head.append(varint(len(slices)))
-    for root, offset, nbytes in slices:
-        head += [varint(0 if root is None else root + 1), varint(offset), varint(nbytes)]
+    head = bytes([_SLICES]) if rule is None else bytes([_ARITHMETIC]) + rule.join()
+    head += join_slices(slices)
+    if rule is None:
+        head = min(head, bytes([_PATTERNS]) + join_patterns(slices), key=len)
     encoding, payload = (_EXACT, b"") if difference is None else difference
-    return b"".join((*head, bytes([encoding]), payload))
+    return b"".join((head, bytes([encoding]), payload))
 
 
 def split(payload: Buffer, total: int, sizes: Sequence[int]) -> Derived:
@@ -77,10 +64,10 @@ def split(payload: Buffer, total: int, sizes: Sequence[int]) -> Derived:
         ValueError: The payload is malformed, or does not fit the chunk or the roots.
     """
     reader = PayloadReader(payload)
-    if (number := reader.byte()) not in (_SLICES, _ARITHMETIC):
+    if (number := reader.byte()) not in (_SLICES, _ARITHMETIC, _PATTERNS):
         raise ValueError(f"its rule {number} is unknown: a newer casweights may know it")
     rule = Arithmetic.split(reader) if number == _ARITHMETIC else None
-    slices = [_slice(reader, sizes) for _ in range(reader.varint(MAX_SLICES))]
+    slices = (split_patterns if number == _PATTERNS else split_slices)(reader, sizes)
     if sum(one.nbytes for one in slices) != (total if rule is None else rule.operand_bytes(total)):
         raise ValueError("its slices do not add up")
     if len({one.root for one in slices} - {None}) != len(sizes):
@@ -91,16 +78,6 @@ def split(payload: Buffer, total: int, sizes: Sequence[int]) -> Derived:
     if encoding not in _INNER:
         raise ValueError(f"its difference has the encoding {encoding}")
     return Derived(slices, (encoding, stored), rule)
-
-
-def _slice(reader: PayloadReader, sizes: Sequence[int]) -> Slice:
-    number = reader.varint(len(sizes))
-    limit = sizes[number - 1] if number else 0
-    offset = reader.varint(limit)
-    nbytes = reader.varint(limit - offset if number else 1 << 62)
-    if not nbytes:
-        raise ValueError("it has an empty slice")
-    return Slice(number - 1 if number else None, offset, nbytes)
 
 
 def lay(slices: Sequence[Slice], number: int | None, root: Buffer, out: memoryview) -> None:

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.format.arithmetic import Arithmetic, is_castable
 from casweights.format.codecs import Encoding, encode_difference
-from casweights.format.derived import MAX_SLICES, Slice, join, lay
+from casweights.format.derived import join, lay
 from casweights.format.hashing import checksum
 from casweights.format.pack import EncodedFrame
+from casweights.format.patterns import MAX_SLICES, Slice
 from casweights.format.roots import MAX_ROOTS, Root
 from casweights.operations.slices import append
 from casweights.system.buffers import is_equal, uninitialized

@@ -10,10 +10,11 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from casweights.format.codecs import Encoding, decode
-from casweights.format.derived import Slice, decode_derived
+from casweights.format.derived import decode_derived
 from casweights.format.derived import join as join_slices
 from casweights.format.low_rank import Factors, LowRank
 from casweights.format.parts import Part, join
+from casweights.format.patterns import Slice
 from casweights.format.planes import decode_planes, encode_planes
 from casweights.format.zstd import decompress_into
 from casweights.kernels.kinds import ElementKind

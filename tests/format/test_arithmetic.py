@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from casweights.format.arithmetic import KINDS, Arithmetic
 from casweights.format.codecs import Encoding
-from casweights.format.derived import Slice, decode_derived, join, split
+from casweights.format.derived import decode_derived, join, split
+from casweights.format.patterns import Slice
 from casweights.kernels import sparse_encode
 from casweights.kernels.kinds import ElementKind
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import random
 from typing import Any
 
@@ -14,12 +15,20 @@ from hypothesis import strategies as st
 from casweights.config import MAX_CHUNK_SIZE
 from casweights.format.codecs import Encoding
 from casweights.format.columns import NumberColumn
-from casweights.format.derived import MAX_SLICES, Slice, decode_derived, join, split
+from casweights.format.derived import decode_derived, join, split
 from casweights.format.pack import Frame, encode_frames, parse_frames
+from casweights.format.patterns import (
+    MAX_SLICES,
+    Slice,
+    find_patterns,
+    join_patterns,
+    split_patterns,
+)
 from casweights.format.roots import MAX_ROOTS, Root
 from casweights.ids import ChunkId
 from casweights.kernels import dense_encode, sparse_encode
 from casweights.kernels.kinds import ElementKind
+from casweights.kernels.reference.bits import PayloadReader, varint
 
 ROOTS = [random.Random(n).randbytes(size) for n, size in enumerate((40, 100, 64))]
 SIZES = [len(root) for root in ROOTS]
@@ -71,6 +80,89 @@ def test_a_difference_is_applied_to_the_slices(
     assert decoded(payload, len(raw)) == raw
 
 
+@st.composite
+def repeated(draw: st.DrawFn) -> list[Slice]:
+    """Slices of which some repeat, between others."""
+    found = draw(slices())
+    for _ in range(draw(st.integers(0, 3))):
+        pattern, times = draw(slices()), draw(st.integers(2, 6))
+        steps = [
+            0 if s.root is None else draw(st.integers(0, 1 + (SIZES[s.root] - sum(s[1:])) // times))
+            for s in pattern
+        ]
+        more = [
+            Slice(s.root, s.offset + n * step, s.nbytes)
+            for n in range(times)
+            for s, step in zip(pattern, steps, strict=True)
+            if s.root is None or s.offset + n * step + s.nbytes <= SIZES[s.root]
+        ]
+        at = draw(st.integers(0, len(found)))
+        found[at:at] = more
+    return found
+
+
+@given(repeated())
+def test_patterns_are_the_slices_that_they_list(found: list[Slice]) -> None:
+    again = [
+        Slice(one.root, one.offset + n * step, one.nbytes)
+        for times, own, steps in find_patterns(found)
+        for n in range(times)
+        for one, step in zip(own, steps, strict=True)
+    ]
+    assert again == found
+    reader = PayloadReader(join_patterns(found))
+    assert split_patterns(reader, SIZES) == found
+    assert reader.left == 0
+    total = sum(one.nbytes for one in found)
+    assert split(join(found, None), total, SIZES) == (found, None, None)
+
+
+@given(repeated())
+def test_both_decoders_lay_the_same_patterns(found: list[Slice]) -> None:
+    chunks = importlib.import_module("tools.spec.chunks")
+    payload = b"\2" + join_patterns(found) + b"\xff"
+    raw = laid(found)
+    assert decoded(payload, len(raw)) == raw
+    assert chunks.decode_derived(payload, len(raw), ROOTS) == raw
+
+
+def test_the_rows_of_columns_take_a_few_bytes_together() -> None:
+    few, many = ([Slice(n % 2, n // 2 * 10, 10) for n in range(2 * rows)] for rows in (100, 10_000))
+    assert len(join(many, None)) <= len(join(few, None)) + 1 < 20
+
+
+def pattern(*numbers: int) -> bytes:
+    """Return a payload of one pattern, and what is left of the roots."""
+    rest = [Slice(0, 0, 40), Slice(1, 0, 100), Slice(2, 0, 64)]
+    listed = join_patterns(rest)[1:]
+    return b"\2\2" + bytes(numbers) + listed + b"\xff"
+
+
+BAD_PATTERNS = {
+    "a step beyond the root": (pattern(3, 1, 1, 0, 10, 16), 30),
+    "zeros that move": (pattern(3, 1, 0, 0, 10, 1), 30),
+    "a step of nothing": (pattern(1, 1, 1, 0, 10, 1), 10),
+    "no times": (pattern(0, 1, 1, 0, 10, 1), 0),
+    "no slices": (pattern(3, 0), 0),
+    "an empty slice": (pattern(3, 1, 1, 0, 0, 1), 0),
+    "too many slices": (b"\2\1" + varint(MAX_SLICES) + b"\2" + b"\1\0\1\0" * 2 + b"\xff", 0),
+    "many times nothing": (b"\2\1" + varint(MAX_SLICES + 1) + b"\1\1\0\1\0\xff", 0),
+}
+
+
+@pytest.mark.parametrize(("payload", "more"), BAD_PATTERNS.values(), ids=BAD_PATTERNS)
+def test_malformed_patterns_are_refused_by_both_decoders(payload: bytes, more: int) -> None:
+    chunks, total = importlib.import_module("tools.spec.chunks"), sum(SIZES) + more
+    with pytest.raises(ValueError, match="it"):
+        decoded(payload, total)
+    with pytest.raises(chunks.StoreError):
+        chunks.decode_derived(payload, total, ROOTS)
+
+
+def test_a_sound_pattern_is_not_refused() -> None:
+    assert len(decoded(pattern(3, 1, 1, 0, 10, 15), sum(SIZES) + 30)) == sum(SIZES) + 30
+
+
 def test_zeros_replace_what_the_buffer_held() -> None:
     out = bytearray(b"x" * 50)
     decode_derived(join([Slice(0, 0, 40), Slice(None, 0, 10)], None), ROOTS[:1], memoryview(out))
@@ -80,7 +172,7 @@ def test_zeros_replace_what_the_buffer_held() -> None:
 WHOLE = [Slice(0, 0, 40), Slice(1, 0, 100), Slice(2, 0, 64)]
 REFUSED: dict[str, bytes] = {
     "nothing": b"",
-    "another rule": b"\2" + join(WHOLE, None)[1:],
+    "another rule": b"\3" + join(WHOLE, None)[1:],
     "no slices": join([], None),
     "fewer bytes": join([*WHOLE[:2], Slice(2, 0, 63)], None),
     "more bytes": join([*WHOLE, Slice(None, 0, 1)], None),

@@ -172,7 +172,7 @@ def test_store_has_derived_frames_by_every_rule(store: str) -> None:
         for frame in frames
         if frame.encoding == 6
     }
-    assert rules == {0, 1}
+    assert rules == {0, 1, 2}
 
 
 @stores

@@ -214,22 +214,19 @@ def decode(stored: bytes, encoding: int, raw_size: int, base: bytes | None) -> b
 def decode_derived(stored: bytes, raw_size: int, roots: list[bytes]) -> bytes:
     payload, base, used = Bytes(stored), bytearray(), set()
     number, rule, laid = payload.byte(), None, raw_size
-    need(number in (0, 1), "an unknown rule")
+    need(number in (0, 1, 2), "an unknown rule")
     if number == 1:
         source, target, flags = payload.take(3)
         rule = read_rule(source, target, flags, payload.take(8) if flags & 2 else b"")
         need(raw_size % rule.target.width == 0, "a part of an element")
         laid = rule.operand_bytes(raw_size)
-    count = payload.varint()
-    need(count <= MAX_SLICES, "too many slices")
-    for _ in range(count):
-        number, offset, size = payload.varint(), payload.varint(), payload.varint()
-        need(number <= len(roots) and size > 0, "a malformed slice")
+    for root, offset, size in read_patterns(payload) if number == 2 else read_slices(payload):
+        need(root <= len(roots) and size > 0, "a malformed slice")
         need(size <= laid - len(base), "slices that are longer than the operands")
-        if number:
-            need(offset + size <= len(roots[number - 1]), "a slice beyond its root")
-            base += roots[number - 1][offset : offset + size]
-            used.add(number)
+        if root:
+            need(offset + size <= len(roots[root - 1]), "a slice beyond its root")
+            base += roots[root - 1][offset : offset + size]
+            used.add(root)
         else:
             need(offset == 0, "a slice of zeros with an offset")
             base += bytes(size)
@@ -243,6 +240,27 @@ def decode_derived(stored: bytes, raw_size: int, roots: list[bytes]) -> bytes:
         need(not rest, "bytes after the slices")
         return result
     return decode(rest, encoding, raw_size, result)
+
+
+def read_slices(payload: Bytes) -> list[tuple[int, int, int]]:
+    """Return the root, offset and bytes of slices that are listed one by one."""
+    count = payload.varint()
+    need(count <= MAX_SLICES, "too many slices")
+    return [(payload.varint(), payload.varint(), payload.varint()) for _ in range(count)]
+
+
+def read_patterns(payload: Bytes) -> list[tuple[int, int, int]]:
+    """Return the root, offset and bytes of slices that are listed by patterns."""
+    slices: list[tuple[int, int, int]] = []
+    for _ in range(payload.varint()):
+        times, count = payload.varint(), payload.varint()
+        need(times > 0 and count > 0, "an empty pattern")
+        need(len(slices) + times * count <= MAX_SLICES, "too many slices")
+        rows = [[payload.varint() for _ in range(4)] for _ in range(count)]
+        need(all(times > 1 or not step for *_, step in rows), "a step that leads nowhere")
+        for time in range(times):
+            slices += [(root, offset + time * step, size) for root, offset, size, step in rows]
+    return slices
 
 
 def decode_parts(stored: bytes, base: bytes) -> bytes:

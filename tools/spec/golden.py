@@ -137,6 +137,16 @@ def resize_embedding(folder: Path, rows: int) -> None:
     )
 
 
+def cut_embedding(folder: Path) -> None:
+    """Divide a tensor of the first version by columns."""
+    shard = folder / "model-00001-of-00002.safetensors"
+    whole = np.frombuffer(bf16(35_200, seed=2), "<u2").reshape(320, 110)
+    parts = {"left": whole[:, :60], "right": whole[:, 60:]}
+    write_safetensors(
+        shard, {f"embed.{k}": ("BF16", list(p.shape), p.tobytes()) for k, p in parts.items()}, {}
+    )
+
+
 def write_wide(folder: Path) -> None:
     """Write a file whose header and whose list of chunks have several structure chunks.
 
@@ -283,6 +293,9 @@ def make_store(store: Repository, work: Path) -> dict[str, Any]:
         branch = f"resized/{rows}"
         resized = store.commit(work / "resized", branch=branch, parent=first.id, time=later)
         versions[str(resized.id)] = describe_version(resized, hash_files(work / "resized"))
+    cut_embedding(work / "resized")
+    cut = store.commit(work / "resized", branch="resized/cut", parent=first.id, time=later)
+    versions[str(cut.id)] = describe_version(cut, hash_files(work / "resized"))
     commit_exports(store, work / "exports", versions)
     commit_merged(store, work / "merged", versions)
     based, lineage = commit_based(store, work / "based", [first, second], versions)

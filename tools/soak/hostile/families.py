@@ -21,10 +21,11 @@ from casweights.format.collection import (
     encode_plan,
     part_name,
 )
-from casweights.format.derived import Slice, join
+from casweights.format.derived import join
 from casweights.format.expired import encode_records
 from casweights.format.hashing import blake3_256
 from casweights.format.names import TAGS, move_name, snapshot_name
+from casweights.format.patterns import Slice
 from casweights.format.roots import Root
 from casweights.format.signatures import Entry, decode_rows, encode_one, rows_size, signature_name
 from casweights.ids import ChunkId, SnapshotId
