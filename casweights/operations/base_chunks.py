@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Protocol
 
 from casweights.format.arithmetic import is_castable
 from casweights.operations.derivations import Floats
-from casweights.operations.pairing import Member, is_prefixed, pair
+from casweights.operations.pairing import Member, is_numbered, is_prefixed, pair
 from casweights.operations.renumbered import renumbered
 from casweights.operations.slices import TensorSlices
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Iterator, Sequence
+    from collections.abc import Collection, Hashable, Iterable, Iterator, Sequence
 
     from casweights.format.file_entry import FileEntry, FileRow
     from casweights.format.layout import Piece
@@ -189,7 +189,12 @@ class BaseChunks:
         return None
 
     def is_sure(self, path: str, tensor: TensorInfo) -> bool:
-        """Whether the version has a tensor that can only be the same, by names and shapes."""
+        """Whether the version has a tensor that can only be the same, by names and shapes.
+
+        Where layers were added or removed, those that follow have other numbers than before.
+        """
+        if is_numbered(tensor.name) and _form(tensor) in self._renumbered_forms:
+            return False
         same = self.tensors.named(self._path(path), tensor.name)
         infos = [self.tensors.infos[key] for key in same]
         if self.tensors.count(tensor.name) == 1 and (infos[0].dtype, infos[0].shape) == (
@@ -198,6 +203,15 @@ class BaseChunks:
         ):
             return True  # stages of a pipeline number their layers alike
         return self._pairs.get((path, tensor.name), ("", False))[1]
+
+    @cached_property
+    def _renumbered_forms(self) -> set[Hashable]:
+        """The forms of which this version has another number of tensors of a layer than the new."""
+        old, new = (
+            Counter(member.form for member in _members(files) if is_numbered(member.name))
+            for files in (self._files, self._for)
+        )
+        return {form for form in old if form in new and old[form] != new[form]}
 
     def has_layout(self, file: LaidOut) -> bool:
         """Whether the version has the same tensors in a file, and so nothing to look for."""
@@ -233,10 +247,14 @@ class BaseChunks:
 def _members(files: Iterable[LaidOut]) -> list[Member]:
     """Return the tensors of some files, for `pair`."""
     return [
-        Member(file.path, info.name, (info.dtype.code, info.shape))
+        Member(file.path, info.name, _form(info))
         for file in files
         for info in (file.header.tensors if file.header else ())
     ]
+
+
+def _form(tensor: TensorInfo) -> Hashable:
+    return tensor.dtype.code, tensor.shape
 
 
 def structure_places(row: FileRow) -> Iterator[tuple[str, int]]:

@@ -76,6 +76,11 @@ def is_prefixed(name: str, other: str) -> bool:
     return long == one or long.endswith(f".{one}")
 
 
+def is_numbered(name: str) -> bool:
+    """Whether a name has a number, as those of layers have."""
+    return _NUMBERS.search(name) is not None
+
+
 def _numbers(member: Member) -> tuple[int, ...]:
     return tuple(map(int, _NUMBERS.findall(member.name)))
 

@@ -111,3 +111,31 @@ def test_a_repack_keeps_the_differences_of_renamed_tensors(tmp_path: Path) -> No
         cost(repo, tmp_path / "model", converted, 3)
         before = repo.stats().pack_bytes
         assert repo.repack().nbytes <= 1.02 * before
+
+
+@pytest.mark.parametrize(
+    "kept", [[0, 1, 3, 5], [1, 2, 3, 4, 5], [0, 1, 2, 3, 2, 3, 4, 5]], ids=["some", "last", "twice"]
+)
+@pytest.mark.parametrize("chunk", [64, 4096], ids=["apart", "together"])
+def test_layers_that_are_left_out_or_put_in_twice_cost_what_changes(
+    tmp_path: Path, kept: list[int], chunk: int
+) -> None:
+    """Those behind them have the names that others had before."""
+    old = model()
+    changed = stepped(old)
+    new = {
+        f"layers.{n}.{name.split('.', 2)[2]}": tensor
+        for n, origin in enumerate(kept)
+        for name, tensor in changed.items()
+        if name.startswith(f"layers.{origin}.")
+    }
+    costs = []
+    for number, state in enumerate((changed, new)):
+        config = StoreConfig(chunk_size=chunk * KiB)
+        with casweights.open(tmp_path / f"{number}", create=True, config=config) as repo:
+            repo.commit(old)
+            before = repo.stats().pack_bytes
+            repo.commit(state)
+            costs.append(repo.stats().pack_bytes - before)
+            assert not repo.verify().problems
+    assert costs[1] <= 1.1 * max(1, len(kept) / 6) * costs[0] + 4096

@@ -200,7 +200,7 @@ def rows() -> list[Result]:
         ("8 fused by groups of heads", plain, Layout(fused="groups"), 1.10),
         ("9 fused ones split, renamed", Layout(fused="all"), Layout(renamed=True), 1.10),
         ("10 two ranks made four", Layout(ranks=2), Layout(ranks=4), 1.10),
-        ("11 joined by columns, too", Layout(ranks=4, by_columns=True), plain, 1.50),
+        ("11 joined by columns, too", Layout(ranks=4, by_columns=True), plain, 1.10),
     ]
     found = []
     with tempfile.TemporaryDirectory() as scratch:
