@@ -243,6 +243,7 @@ static void check_case(Case *it, unsigned what, const uint8_t *edits, size_t cou
 
 int LLVMFuzzerInitialize(int *argc, char ***argv) {
     for (int n = 1; n < *argc; n++) sscanf((*argv)[n], "-planted=%15s", planted);
+    init_learning_rates();
     init_log_table();
     init_set_bits();
     return 0;

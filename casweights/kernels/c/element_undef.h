@@ -5,3 +5,4 @@
 #undef SIGNED
 #undef SIGN
 #undef BLOCK
+#undef STRIP

@@ -339,6 +339,7 @@ static struct PyModuleDef module = {
 };
 
 PyMODINIT_FUNC PyInit__compiled(void) {
+    init_learning_rates();
     init_log_table();
     init_set_bits();
     PyObject *self = PyModule_Create(&module);

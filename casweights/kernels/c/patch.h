@@ -1,8 +1,6 @@
 /* Template: changed elements of `BITS` bits, as packed positions of 32 bits and packed values.
  * Neither these nor the elements need be aligned. */
 
-#define STRIP (64 * BLOCK) /* elements that are still in the cache when their values are copied */
-
 static inline uint64_t NAME(differing_below_)(const uint8_t *a, const uint8_t *b, size_t count) {
     uint8_t spare[2][BLOCK * sizeof(T)] = {{0}};
     memcpy(spare[0], a, count * sizeof(T));
@@ -51,5 +49,3 @@ static bool NAME(swap_)(uint8_t *memory, size_t count, const uint8_t *positions,
     }
     return true;
 }
-
-#undef STRIP

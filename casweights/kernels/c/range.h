@@ -13,8 +13,15 @@ typedef struct {
     uint16_t seen;
 } Chance;
 
+static uint32_t learning_rates[CERTAIN + 1]; /* by the number of bits seen, in 65,536ths */
+
+static void init_learning_rates(void) {
+    for (unsigned seen = 0; seen <= CERTAIN; seen++)
+        learning_rates[seen] = 655360 / (10 * seen + 16);
+}
+
 static inline void learn(Chance *chance, unsigned bit) {
-    uint32_t rate = 655360 / (10u * chance->seen + 16);
+    uint32_t rate = learning_rates[chance->seen];
     if (bit)
         chance->zero = (uint16_t)(chance->zero - (chance->zero * rate >> 16));
     else

@@ -30,9 +30,13 @@ static unsigned best_rice(const uint32_t *values, size_t count) {
 }
 
 static inline void put_rice(Writer *w, uint64_t value, unsigned k) {
-    put_zeros(w, value >> k);
-    put_bits(w, 1, 1);
-    put_bits(w, low_bits(value, k), k);
+    uint64_t zeros = value >> k, rest = low_bits(value, k) << 1 | 1;
+    if (zeros + k + 1 <= 32) {
+        put_bits(w, rest << zeros, (unsigned)zeros + k + 1);
+        return;
+    }
+    put_zeros(w, zeros);
+    put_bits(w, rest, k + 1);
 }
 
 static inline uint64_t get_rice(Reader *r, unsigned k) {

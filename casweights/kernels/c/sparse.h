@@ -7,8 +7,8 @@ typedef struct {
 } NAME(Changes);
 
 static bool NAME(reserve_changes_)(NAME(Changes) *changes) {
-    if (changes->capacity - changes->count >= BLOCK) return true;
-    size_t capacity = changes->capacity * 2 + 4096;
+    if (changes->capacity - changes->count >= STRIP + BLOCK) return true;
+    size_t capacity = changes->capacity * 2 + STRIP + BLOCK;
     uint32_t *place = realloc(changes->place, capacity * sizeof *place);
     if (place) changes->place = place;
     T *difference = realloc(changes->difference, capacity * sizeof *difference);
@@ -16,12 +16,6 @@ static bool NAME(reserve_changes_)(NAME(Changes) *changes) {
     if (!place || !difference) return false;
     changes->capacity = capacity;
     return true;
-}
-
-static inline bool NAME(differs_)(const T *a, const T *b) {
-    T any = 0;
-    for (int n = 0; n < BLOCK; n++) any |= (T)(a[n] ^ b[n]);
-    return any != 0;
 }
 
 /* Returns the block that begins at element `start`; at the end, a copy padded with zeros. */
@@ -32,21 +26,35 @@ static inline const T *NAME(block_)(const T *data, size_t start, size_t count, T
     return spare;
 }
 
+/* Adds the differences of the places after the first `count` ones, up to `found`. */
+static void NAME(add_differences_)(const T *base, const T *bits, unsigned mantissa, size_t found,
+                                   NAME(Changes) *changes) {
+    size_t kept = changes->count;
+    for (size_t n = kept; n < found; n++) {
+        uint32_t place = load32((const uint8_t *)(changes->place + n));
+        T difference = NAME(difference_)(base[place], bits[place], mantissa);
+        changes->place[kept] = place;
+        changes->difference[kept] = difference;
+        kept += difference != 0; /* 0 if another thread wrote to it in between */
+    }
+    changes->count = kept;
+}
+
 static bool NAME(find_changes_)(const T *base, const T *bits, size_t count, unsigned mantissa,
                                 NAME(Changes) *changes) {
     T spare[2][BLOCK];
-    for (size_t start = 0; start < count; start += BLOCK) {
-        const T *a = NAME(block_)(base, start, count, spare[0]);
-        const T *b = NAME(block_)(bits, start, count, spare[1]);
-        if (!NAME(differs_)(a, b)) continue;
+    for (size_t start = 0; start < count; start += STRIP) {
+        size_t end = count - start < STRIP ? count : start + STRIP, found = changes->count;
         if (!NAME(reserve_changes_)(changes)) return false;
-        for (uint64_t mask = NAME(differing_)(a, b); mask; mask &= mask - 1) {
-            unsigned n = (unsigned)__builtin_ctzll(mask);
-            T difference = NAME(difference_)(a[n], b[n], mantissa);
-            changes->place[changes->count] = (uint32_t)(start + n);
-            changes->difference[changes->count] = difference;
-            changes->count += difference != 0; /* 0 if another thread wrote to it in between */
+        for (size_t at = start; at < end; at += BLOCK) {
+            const T *a = NAME(block_)(base, at, count, spare[0]);
+            const T *b = NAME(block_)(bits, at, count, spare[1]);
+            uint64_t mask = NAME(differing_)(a, b);
+            if (mask)
+                found += JOIN(put_positions, TARGET)((uint8_t *)(changes->place + found), mask,
+                                                     (uint32_t)at);
         }
+        NAME(add_differences_)(base, bits, mantissa, found, changes);
     }
     return true;
 }
@@ -77,19 +85,18 @@ static void NAME(rank_changes_)(const T *base, size_t count, unsigned mantissa,
     for (size_t n = 0; n < changes->count; n++)
         sizes[classes->of[NAME(exponent_)(base[changes->place[n]], mantissa)]]++;
     for (unsigned c = 0; c < classes->count; at += sizes[c++]) slot[c] = at;
-    SIGNED bounds[MAX_CLASSES];
-    NAME(class_bounds_)(classes, mantissa, bounds);
+    NAME(Bounds) bounds;
+    NAME(set_bounds_)(&bounds, classes, mantissa);
     T spare[BLOCK];
     size_t done = 0;
     for (size_t start = 0; done < changes->count; start += BLOCK) {
         size_t skipped = (changes->place[done] - start) & ~(size_t)(BLOCK - 1);
-        for (unsigned c = 0; c < classes->count && skipped; c++)
-            seen[c] += c ? NAME(count_reaching_)(base + start, skipped, bounds[c]) : skipped;
+        seen[0] += skipped;
+        NAME(count_reaching_)(base + start, skipped, &bounds, seen);
         start += skipped;
         const T *block = NAME(block_)(base, start, count, spare);
         uint64_t reaching[MAX_CLASSES + 1] = {~(uint64_t)0};
-        for (unsigned c = 1; c < classes->count; c++)
-            reaching[c] = NAME(reaching_)(block, bounds[c]);
+        NAME(reaching_)(block, &bounds, reaching);
         reaching[classes->count] = 0;
         for (; done < changes->count && changes->place[done] < start + BLOCK; done++) {
             unsigned n = (unsigned)(changes->place[done] - start);
@@ -156,15 +163,15 @@ static const char *NAME(apply_changes_)(T *data, size_t count, unsigned mantissa
     unsigned class_count = classes->count;
     Sizes sizes;
     init_sizes(&sizes);
-    SIGNED bounds[MAX_CLASSES];
-    NAME(class_bounds_)(classes, mantissa, bounds);
+    NAME(Bounds) bounds;
+    NAME(set_bounds_)(&bounds, classes, mantissa);
     T spare[BLOCK];
     for (size_t start = 0; start < count; start += BLOCK) {
         const T *block = NAME(block_)(data, start, count, spare);
         uint64_t reaching[MAX_CLASSES + 1], changed = 0;
         size_t here = count - start;
         reaching[0] = here < BLOCK ? ((uint64_t)1 << here) - 1 : ~(uint64_t)0;
-        for (unsigned c = 1; c < class_count; c++) reaching[c] = NAME(reaching_)(block, bounds[c]);
+        NAME(reaching_)(block, &bounds, reaching);
         reaching[class_count] = 0;
         for (unsigned c = 0; c < class_count; c++) {
             Cursor *cursor = &cursors[c];
