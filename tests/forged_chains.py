@@ -158,7 +158,7 @@ REFUSED: dict[str, list[Link]] = {
     "base for an unknown encoding": [whole(A), Link(B, 77, B, A)],
     "sparse as dense": dense(SPARSE),
     "dense as sparse": sparse(DENSE),
-    "unknown kind of elements": sparse(b"\x0a" + SPARSE[1:]),
+    "unknown kind of elements": sparse(b"\x0b" + SPARSE[1:]),
     "unknown kind of elements, dense": dense(b"\xff" + DENSE[1:]),
     "elements that do not fill the chunk": sparse(b"\x02" + SPARSE[1:]),
     "nothing": sparse(b""),

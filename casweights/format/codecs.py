@@ -10,6 +10,7 @@ from casweights.config import KiB
 from casweights.format.elements import kind_of
 from casweights.format.layout import Extent
 from casweights.format.zstd import compress, decompress_into
+from casweights.kernels.kinds import ElementKind
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from casweights.format.dtypes import DType
     from casweights.format.low_rank import Factors
     from casweights.format.parts import Part
+    from casweights.format.records import Records
     from casweights.system.buffers import Buffer
 
 
@@ -32,10 +34,11 @@ class Encoding(IntEnum):
     PARTS = 5
     DERIVED = 6
     LOW_RANK = 7
+    RECORDS = 8
 
 
-_DIFFERENCES = (Encoding.DENSE, Encoding.SPARSE, Encoding.PARTS, Encoding.LOW_RANK)
-_PLAIN_DIFFERENCES = (Encoding.DENSE, Encoding.SPARSE)
+_OF_ELEMENTS = (Encoding.DENSE, Encoding.SPARSE)
+_DIFFERENCES = (*_OF_ELEMENTS, Encoding.PARTS, Encoding.LOW_RANK, Encoding.RECORDS)
 _SAMPLE = 64 * KiB  # bytes of a chunk on which encodings are compared
 _MAX_SHARE = 0.97  # of the raw bytes: a gain below 3 % does not repay the cost of decoding
 _FAST_MAX_SHARE = 0.5  # the same for `fast`
@@ -47,6 +50,10 @@ _FAST_LEVEL, _AUTO_LEVEL, _SMALL_LEVEL = 1, 3, 12
 _SURELY_SPARSE, _SURELY_DENSE = 0.02, 0.12
 _RANDOM_CHANGE_BYTES = 2  # bytes that `sparse` needs for a change of random size, roughly
 _BLOCKS, _BLOCK = 64, 4096  # blocks, and elements in each, of the sample that estimates the share
+_SAMPLED = 16  # blocks of bytes on which elements are compared with halves of bytes
+_MAYBE_HALVES = ("U8", "I32", "U32", "F4")  # dtypes in which numbers of 4 bits are stored
+_HALVES_SHARE = 0.9  # of the bytes by elements: a smaller gain does not repay twice the elements
+_LEAST_RECORDS = 4096  # bytes of a chunk that is looked at
 _MAX_PART_SHARE = 0.5  # of a part's bytes: above it, a part without a base may be smaller
 
 Encoded = tuple[Encoding, "Buffer"]
@@ -126,6 +133,9 @@ def encode_difference(
 
     extents = extents or [Extent(len(raw))]
     groups = divide(raw, base, kind_of(dtype).width, extents)
+    if len(groups) == 1 and (records := _find_records(raw, base, dtype)) is not None:
+        payload = _encode_records(raw, base, records)
+        return (Encoding.RECORDS, payload) if len(payload) < len(raw) else None
     parts, start = [], 0
     for group in groups:
         size = sum(extent.nbytes for extent in group)
@@ -153,7 +163,7 @@ def _encode_group(
         extents: What it has of each tensor; nothing if they are not to be told apart.
         alone: Whether the group is all of the chunk, so that `encode` is not tried.
     """
-    joint = _part(_encode_plain_difference(new, old, dtype), new)
+    joint = _part(_encode_elements(new, old, kind_of(dtype)), new)
     if joint.encoding == Encoding.DENSE:
         each = _encode_each(new, old, dtype, extents)
         if each and sum(len(part.payload) for part in each) < len(joint.payload):
@@ -194,21 +204,20 @@ def _encode_best(
     """Return the smaller of the difference from a base and of that from what factors predict."""
     from casweights.format.low_rank import LowRank
 
-    plain = _encode_plain_difference(new, old, dtype)
+    kind, predicted = kind_of(dtype), bytearray(old)
+    plain = _encode_elements(new, old, kind)
     if factors is None:
         return plain
-    kind, predicted = kind_of(dtype), bytearray(old)
     factors.apply(kind, memoryview(predicted))
-    rest = _encode_plain_difference(new, predicted, dtype)
+    rest = _encode_elements(new, predicted, kind)
     payload = LowRank(kind, factors, rest).join()
     return (Encoding.LOW_RANK, payload) if len(payload) < len(plain[1]) else plain
 
 
-def _encode_plain_difference(raw: Buffer, base: Buffer, dtype: DType) -> Encoded:
+def _encode_elements(raw: Buffer, base: Buffer, kind: ElementKind) -> Encoded:
     """Return the smaller result of `sparse` and `dense`."""
     from casweights.kernels import dense_encode, sparse_encode
 
-    kind = kind_of(dtype)
     share = _changed_share(raw, base, kind.width)
     found: list[Encoded] = []
     if share < _SURELY_DENSE:
@@ -219,6 +228,49 @@ def _encode_plain_difference(raw: Buffer, base: Buffer, dtype: DType) -> Encoded
     ):
         found.append((Encoding.DENSE, dense_encode(base, raw, kind)))
     return min(found, key=lambda item: len(item[1]))
+
+
+def _find_records(raw: Buffer, base: Buffer, dtype: DType) -> Records | None:
+    """Return the records of a chunk; None if it is better off without."""
+    from casweights.format.blocks import find_blocks
+    from casweights.format.records import all_halves
+
+    if dtype.code not in _MAYBE_HALVES or len(raw) < _LEAST_RECORDS:
+        return None
+    blocks = find_blocks(raw) if dtype.code == "U8" else None
+    if blocks is not None:
+        return blocks
+    new, old = _sampled(raw), _sampled(base)
+    if new == old:
+        return None
+    as_halves = _encode_records(new, old, all_halves(len(new)))
+    as_elements = _encode_elements(new, old, kind_of(dtype))[1]
+    return all_halves(len(raw)) if len(as_halves) < _HALVES_SHARE * len(as_elements) else None
+
+
+def _sampled(data: Buffer) -> bytes:
+    """Return blocks spread over a chunk; all of a chunk that has no more bytes."""
+    step = len(data) // _SAMPLED & ~7
+    if step <= _BLOCK:
+        return bytes(data)
+    return b"".join(memoryview(data)[n * step :][:_BLOCK] for n in range(_SAMPLED))
+
+
+def _encode_records(raw: Buffer, base: Buffer, records: Records) -> bytes:
+    from casweights.format.records import NUMBERS, elements, expected, join
+
+    old, new = records.take_apart(base), records.take_apart(raw)
+    streams = [_encode_elements(new[0].data, old[0].data, ElementKind.PLAIN_8)]
+    for field, before, after in zip(records.fields, old[1:], new[1:], strict=True):
+        if not field.bits:
+            kind = ElementKind.FLOAT_16 if field.size == 2 else ElementKind.PLAIN_8
+            streams.append(_encode_elements(after.data, before.data, kind))
+            continue
+        scales = (old[field.scale].data, new[field.scale].data) if field.scale else None
+        known = expected(field, before.data, scales)
+        found = elements(field, after.data, known)
+        streams.append(_encode_elements(found.data.cast("B"), known.data.cast("B"), NUMBERS))
+    return join(records, streams)
 
 
 def _changed_share(raw: Buffer, base: Buffer, width: int) -> float:
@@ -267,6 +319,8 @@ def decode(encoding: int, payload: Buffer, out: memoryview) -> None:
         _decode_parts(payload, out)
     elif encoding == Encoding.LOW_RANK:
         _decode_low_rank(payload, out)
+    elif encoding == Encoding.RECORDS:
+        _decode_records(payload, out)
     else:
         raise ValueError(f"its encoding {encoding} is unknown: a newer casweights may know it")
 
@@ -276,7 +330,7 @@ def _decode_parts(payload: Buffer, out: memoryview) -> None:
 
     start = 0
     for encoding, size, stored in split(payload, len(out)):
-        if encoding in (Encoding.PARTS, Encoding.DERIVED):
+        if encoding in (Encoding.PARTS, Encoding.DERIVED, Encoding.RECORDS):
             raise ValueError(f"one of its parts has the encoding {encoding}")
         decode(encoding, stored, out[start : start + size])
         start += size
@@ -287,7 +341,29 @@ def _decode_low_rank(payload: Buffer, out: memoryview) -> None:
 
     content = LowRank.split(payload, len(out))
     encoding, rest = content.difference
-    if encoding not in _PLAIN_DIFFERENCES:
+    if encoding not in _OF_ELEMENTS:
         raise ValueError(f"the difference from what it predicts has the encoding {encoding}")
     content.factors.apply(content.kind, out)
     decode(encoding, rest, out)
+
+
+def _decode_records(payload: Buffer, out: memoryview) -> None:
+    from casweights.format.records import expected, packed, split
+
+    records, streams = split(payload, len(out))
+    old, new = records.take_apart(out), []
+    for number, ((encoding, stored), stream) in enumerate(zip(streams, old, strict=True)):
+        if encoding not in _OF_ELEMENTS:
+            raise ValueError(f"one of its streams has the encoding {encoding}")
+        field = records.fields[number - 1] if number else None
+        if field is None or not field.bits:
+            found = stream.copy()
+            decode(encoding, stored, found.data)
+            new.append(found)
+            continue
+        scales = (old[field.scale].data, new[field.scale].data) if field.scale else None
+        known = expected(field, stream.data, scales)
+        found = known.copy()
+        decode(encoding, stored, found.data.cast("B"))
+        new.append(packed(field, found, known))
+    records.put_together(new, out)

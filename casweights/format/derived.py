@@ -23,7 +23,13 @@ if TYPE_CHECKING:
 
 _SLICES, _ARITHMETIC, _PATTERNS = range(3)  # the rules
 _EXACT = 255  # in the place of an encoding: there is no difference
-_INNER = (Encoding.DENSE, Encoding.SPARSE, Encoding.PARTS, Encoding.LOW_RANK)
+_INNER = (
+    Encoding.DENSE,
+    Encoding.SPARSE,
+    Encoding.PARTS,
+    Encoding.LOW_RANK,
+    Encoding.RECORDS,
+)
 
 
 class Derived(NamedTuple):

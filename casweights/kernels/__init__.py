@@ -26,6 +26,7 @@ if TYPE_CHECKING or COMPILED:
         changes,
         dense_decode,
         dense_encode,
+        expect,
         join_planes,
         sparse_decode,
         sparse_encode,
@@ -35,6 +36,7 @@ if TYPE_CHECKING or COMPILED:
 else:
     from casweights.kernels.reference.casts import cast
     from casweights.kernels.reference.dense import dense_decode, dense_encode
+    from casweights.kernels.reference.numbers import expect
     from casweights.kernels.reference.patches import changes, swap
     from casweights.kernels.reference.planes import join_planes, split_planes
     from casweights.kernels.reference.sparse import sparse_decode, sparse_encode
@@ -45,6 +47,7 @@ __all__ = [
     "changes",
     "dense_decode",
     "dense_encode",
+    "expect",
     "join_planes",
     "sparse_decode",
     "sparse_encode",

@@ -18,13 +18,14 @@ class ElementKind(IntEnum):
     BFLOAT_16 = 7
     FLOAT_32 = 8
     FLOAT_64 = 9
+    NUMBER = 10
 
     @property
     def width(self) -> int:
         """Bytes of an element."""
-        return (1, 2, 4, 8, 1, 1, 2, 2, 4, 8)[self]
+        return (1, 2, 4, 8, 1, 1, 2, 2, 4, 8, 2)[self]
 
     @property
     def mantissa(self) -> int:
         """Bits of the mantissa; 0 for kinds that are not floats."""
-        return (0, 0, 0, 0, 2, 3, 10, 7, 23, 52)[self]
+        return (0, 0, 0, 0, 2, 3, 10, 7, 23, 52, 8)[self]

@@ -24,6 +24,7 @@ from casweights.format.pack import Frame, build_index
 from casweights.format.parts import Part, join
 from casweights.format.planes import encode_planes
 from casweights.ids import ChunkId, PackId
+from casweights.kernels.reference.bits import varint
 from casweights.stores.local import LocalStore
 from tests import forged_chains
 from tests.forged_manifests import bounded_memory
@@ -119,6 +120,9 @@ HOSTILE_FRAMES: dict[str, tuple[int, bytes]] = {
         join([Part(1, len(HALF), BOMB), Part(1, len(HALF), b"")]),
     ),
     "parts in parts": (Encoding.PARTS, join(2 * [Part(Encoding.PARTS, len(HALF), b"")])),
+    "records that are missing": (Encoding.RECORDS, b"\1\0\1"),
+    "record of 2^62 bytes": (Encoding.RECORDS, b"\1\0" + varint(1 << 62) + b"\1\0\1"),
+    "2^62 records": (Encoding.RECORDS, b"\1\0\1\1\0" + varint(1 << 62)),
     "encoding of the future": (6, CHUNK),
     "unknown encoding": (255, CHUNK),
 }

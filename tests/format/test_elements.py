@@ -34,6 +34,7 @@ def test_codes_of_kinds_never_change() -> None:
         "BFLOAT_16": 7,
         "FLOAT_32": 8,
         "FLOAT_64": 9,
+        "NUMBER": 10,
     }
 
 

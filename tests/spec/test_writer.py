@@ -39,7 +39,13 @@ VERSIONS: list[dict[str, File]] = [
     {"model": model(step), "notes": b"same", "zeros": bytes(70_000) + bytes([step])}
     for step in range(3)
 ]
-CHANGED = (encoders.SPARSE, encoders.DENSE, encoders.PARTS, encoders.LOW_RANK)
+CHANGED = (
+    encoders.SPARSE,
+    encoders.DENSE,
+    encoders.PARTS,
+    encoders.LOW_RANK,
+    encoders.RECORDS,
+)
 
 
 def write(root: Path, kind: type[StoreWriter] = StoreWriter) -> tuple[StoreWriter, list[str]]:

@@ -53,6 +53,8 @@ typedef struct {
     size_t (*changes[4])(const uint8_t *, const uint8_t *, size_t, size_t, uint8_t *, uint8_t *);
     bool (*swap[4])(uint8_t *, size_t, const uint8_t *, size_t, uint8_t *);
     void (*cast)(const uint8_t *, unsigned, unsigned, size_t, uint8_t *, unsigned, unsigned, bool);
+    void (*expect)(const uint8_t *, const uint8_t *, size_t, const uint8_t *, size_t, unsigned,
+                   uint16_t *);
 } Target;
 
 #define WIDTHS(name, target) {name##8##target, name##16##target, name##32##target, name##64##target}
@@ -61,7 +63,8 @@ typedef struct {
         {WIDTHS(sparse_encode_, target), WIDTHS(dense_encode_, target)},       \
             {WIDTHS(sparse_decode_, target), WIDTHS(dense_decode_, target)},   \
             WIDTHS(split_, target), WIDTHS(join_, target),                     \
-            WIDTHS(changes_, target), WIDTHS(swap_, target), cast##target      \
+            WIDTHS(changes_, target), WIDTHS(swap_, target), cast##target,     \
+            expect##target                                                     \
     }
 
 static const Target targets[] = {
@@ -83,7 +86,8 @@ static size_t count_targets(void) {
 /* As in module.c: log2 of an element's bytes, and the bits of the mantissa. */
 static const struct {
     uint8_t log_width, mantissa;
-} kinds[] = {{0, 0}, {1, 0}, {2, 0}, {3, 0}, {0, 2}, {0, 3}, {1, 10}, {1, 7}, {2, 23}, {3, 52}};
+} kinds[] = {{0, 0}, {1, 0}, {2, 0}, {3, 0}, {0, 2}, {0, 3}, {1, 10}, {1, 7}, {2, 23}, {3, 52},
+             {1, 8}};
 
 enum { KINDS = sizeof kinds / sizeof *kinds };
 

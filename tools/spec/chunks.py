@@ -16,6 +16,7 @@ from blake3 import blake3
 from tools.spec.arithmetic import FLOATS, read_rule
 from tools.spec.differences import Bytes, decode_dense, decode_sparse
 from tools.spec.low_rank import read_factors
+from tools.spec.records import decode_records
 
 MAX_CHUNK = MAX_INDEX = MAX_WINDOW = 67_108_864
 POSITION = "(?!0{12})[0-9]{12}"
@@ -199,10 +200,11 @@ def numbers(column: bytes, what: str) -> list[int]:
 
 
 def decode(stored: bytes, encoding: int, raw_size: int, base: bytes | None) -> bytes:
-    need(encoding in (0, 1, 2, 3, 4, 5, 7), f"unknown encoding {encoding}")
+    need(encoding in (0, 1, 2, 3, 4, 5, 7, 8), f"unknown encoding {encoding}")
     need((encoding >= 3) == (base is not None), "a base that is missing or not allowed")
     if base is not None:
         by_code = {3: decode_dense, 4: decode_sparse, 5: decode_parts, 7: decode_low_rank}
+        by_code[8] = decode_records
         return by_code[encoding](stored, base)
     if encoding == 0:
         return stored
@@ -234,7 +236,7 @@ def decode_derived(stored: bytes, raw_size: int, roots: list[bytes]) -> bytes:
     need(len(used) == len(roots), "a root without a slice")
     result = bytes(base) if rule is None else rule.apply(bytes(base))
     encoding = payload.byte()
-    need(encoding in (3, 4, 5, 7, 255), "an unknown difference")
+    need(encoding in (3, 4, 5, 7, 8, 255), "an unknown difference")
     rest = payload.take(payload.left)
     if encoding == 255:
         need(not rest, "bytes after the slices")
@@ -269,7 +271,7 @@ def decode_parts(stored: bytes, base: bytes) -> bytes:
     need(len(heads) >= 2, "a difference of less than two parts")
     need(sum(raw_size for _, raw_size, _ in heads) == len(base), "parts of a wrong size")
     for encoding, raw_size, size in heads:
-        need(encoding not in (5, 6) and raw_size > 0, "a malformed part")
+        need(encoding in (0, 1, 2, 3, 4, 7) and raw_size > 0, "a malformed part")
         part = base[at : at + raw_size] if encoding >= 3 else None
         decoded.append(decode(payload.take(size), encoding, raw_size, part))
         need(len(decoded[-1]) == raw_size, "a part of a wrong size")

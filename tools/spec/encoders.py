@@ -18,7 +18,7 @@ from tools.spec.low_rank import Factors
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-RAW, ZSTD, PLANES, DENSE, SPARSE, PARTS, _, LOW_RANK = range(8)
+RAW, ZSTD, PLANES, DENSE, SPARSE, PARTS, _, LOW_RANK, RECORDS = range(9)
 
 
 class Kind(NamedTuple):
@@ -41,6 +41,7 @@ KINDS = (
     Kind(7, 16, 7, 255),
     Kind(8, 32, 23, 255),
     Kind(9, 64, 52, 255),
+    Kind(10, 16, 8, 127),
 )
 
 

@@ -298,6 +298,7 @@ def make_store(store: Repository, work: Path) -> dict[str, Any]:
     versions[str(cut.id)] = describe_version(cut, hash_files(work / "resized"))
     commit_exports(store, work / "exports", versions)
     commit_merged(store, work / "merged", versions)
+    commit_blocks(store, work / "blocks", versions)
     based, lineage = commit_based(store, work / "based", [first, second], versions)
     write_wide(work / "wide")
     for number in range(3):
@@ -338,6 +339,19 @@ def commit_merged(store: Repository, folder: Path, versions: dict[str, Any]) -> 
         write_safetensors(folder / "model.safetensors", {"weight": tensor}, {})
         made = store.commit(folder, branch="merged", time=FIRST_TIME + timedelta(days=1))
         versions[str(made.id)] = describe_version(made, hash_files(folder))
+
+
+def commit_blocks(store: Repository, folder: Path, versions: dict[str, Any]) -> None:
+    """Commit a file of blocks, a scale and 32 numbers each, of which many change with the scale."""
+    folder.mkdir()
+    for step in range(2):
+        numbers, blocks = random.Random(62), b"GGUF"
+        for weights in [[numbers.gauss(step / 500, 1) for _ in range(32)] for _ in range(1500)]:
+            scale = max(map(abs, weights)) / 127
+            blocks += struct.pack("<e32b", scale, *(round(weight / scale) for weight in weights))
+        (folder / "model.gguf").write_bytes(blocks)
+        version = store.commit(folder, branch="blocks", time=FIRST_TIME + timedelta(days=1))
+        versions[str(version.id)] = describe_version(version, hash_files(folder))
 
 
 def commit_exports(store: Repository, folder: Path, versions: dict[str, Any]) -> None:

@@ -17,7 +17,7 @@ import blake3
 import msgpack
 import xxhash
 
-from tools.spec import encoders
+from tools.spec import encoders, record_encoder
 from tools.spec.cutting import Chunk, SafetensorsFile, chunks_of, grid
 
 if TYPE_CHECKING:
@@ -384,6 +384,8 @@ def encode(code: int, chunk: Chunk, base: bytes | None) -> bytes | None:
     if code == encoders.LOW_RANK:
         fits = 8 * len(chunk.raw) // chunk.kind.bits > 128 and chunk.kind.code in range(4, 9)
         return encoders.low_rank(chunk.raw, base, chunk.kind, 16, 3) if fits else None
+    if code == encoders.RECORDS:
+        return record_encoder.encode(chunk.raw, base)
     starts = sorted(set(encoders.exponents_of(base, chunk.kind)) - {0})[:7]
     if code == encoders.SPARSE:
         return encoders.sparse(chunk.raw, base, chunk.kind, starts)

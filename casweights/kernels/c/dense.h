@@ -56,6 +56,8 @@ static void NAME(take_apart_)(const T *base, const T *bits, size_t count, unsign
         const T *old = base + start, *new = bits + start;
         if (BITS == 16 && mantissa == 7)
             NAME(fill_segment_)(old, new, size, 7, 0, trend, cells + start, plain);
+        else if (BITS == 16 && mantissa == 8)
+            NAME(fill_segment_)(old, new, size, 8, 0, trend, cells + start, plain);
         else if (BITS == 32 && mantissa == 23 && !first)
             NAME(fill_segment_)(old, new, size, 23, 0, trend, cells + start, plain);
         else if (BITS == 32 && mantissa == 23 && first == TREND_BITS)
@@ -372,7 +374,9 @@ static const char *NAME(dense_decode_)(Reader *r, uint8_t *data, size_t count, u
     size_t done = 0;
 #if BITS == 16 && defined(USE_AVX2)
     if (mantissa == 7 && !first && !error)
-        error = NAME(decode_complete_)((T *)(void *)data, count, &tables, segments, &done);
+        error = NAME(decode_complete_)((T *)(void *)data, count, 7, &tables, segments, &done);
+    if (mantissa == 8 && !first && !error)
+        error = NAME(decode_complete_)((T *)(void *)data, count, 8, &tables, segments, &done);
 #endif
     for (size_t g = done; g < segment_count && !error; g += LANES) {
         size_t start = g * SEGMENT, left = count - start;

@@ -1,4 +1,4 @@
-/* Template: `dense` segments of BF16, eight at a time in the lanes of a vector. */
+/* Template: `dense` segments of BF16 and of numbers, eight at a time in the lanes of a vector. */
 
 /* Transposes 8 rows of 8 elements; `stride` is the distance of rows, in elements. */
 static ALWAYS_INLINE void NAME(transpose_)(const T *from, size_t stride, T *to, size_t to_stride) {
@@ -39,23 +39,25 @@ typedef struct {
     uint8_t redo[8];
 } NAME(Square);
 
-static ALWAYS_INLINE void NAME(redo_)(NAME(Square) *square, Segment *segments) {
+static ALWAYS_INLINE void NAME(redo_)(NAME(Square) *square, unsigned mantissa,
+                                      Segment *segments) {
     for (unsigned k = 0; k < 8; k++)
         for (unsigned mask = square->redo[k]; mask; mask &= mask - 1) {
             unsigned g = (unsigned)__builtin_ctz(mask), code = square->entries[k][g] & 255;
             T step = (T)(SIGNED)(int8_t)code;
             if ((uint8_t)(code + 8) >= 16) step = NAME(long_step_)(code + 8, &segments[g]);
-            square->new[k][g] = NAME(move_)(square->base[k][g], step, 7);
+            square->new[k][g] = NAME(move_)(square->base[k][g], step, mantissa);
         }
 }
 
 /* Decodes element `k` of each segment. */
 static ALWAYS_INLINE void NAME(step_eight_)(NAME(Eight) *it, NAME(Square) *square, int k,
-                                            __m256i first_rows, const NAME(Tables) *tables) {
+                                            unsigned mantissa, __m256i first_rows,
+                                            const NAME(Tables) *tables) {
     const __m128i *from = (const __m128i *)(const void *)square->base[k];
     __m256i base = _mm256_cvtepu16_epi32(_mm_loadu_si128(from));
     const __m256i lowest = _mm256_set1_epi32(LOWEST), bytes = _mm256_set1_epi32(255);
-    __m256i row = _mm256_add_epi32(first_rows, _mm256_srli_epi32(base, 7));
+    __m256i row = _mm256_add_epi32(first_rows, _mm256_srli_epi32(base, (int)mantissa));
     __m256i slot = _mm256_and_si256(it->states, _mm256_set1_epi32(CHANCES - 1));
     __m256i table = NAME(gather_)(tables->rows, row), zero = _mm256_srli_epi32(table, ROW_BITS);
     /* Token 0 is in the first slots, so that only those of others must be looked up in a table that
@@ -95,7 +97,7 @@ static ALWAYS_INLINE void NAME(step_eight_)(NAME(Eight) *it, NAME(Square) *squar
 }
 
 /* Decodes 8 or 16 complete segments. With two vectors, a step need not wait for the one before. */
-static ALWAYS_INLINE void NAME(decode_vectors_)(T *data, unsigned vectors,
+static ALWAYS_INLINE void NAME(decode_vectors_)(T *data, unsigned mantissa, unsigned vectors,
                                                 const NAME(Tables) *tables, const uint8_t *of,
                                                 Segment *segments) {
     NAME(Eight) eights[2];
@@ -119,10 +121,10 @@ static ALWAYS_INLINE void NAME(decode_vectors_)(T *data, unsigned vectors,
             UNROLL
             for (unsigned v = 0; v < vectors; v++) {
                 __m256i first = _mm256_loadu_si256((const __m256i *)(const void *)(rows + 8 * v));
-                NAME(step_eight_)(&eights[v], &squares[v], k, first, tables);
+                NAME(step_eight_)(&eights[v], &squares[v], k, mantissa, first, tables);
             }
         for (unsigned v = 0; v < vectors; v++) {
-            NAME(redo_)(&squares[v], segments + 8 * v);
+            NAME(redo_)(&squares[v], mantissa, segments + 8 * v);
             NAME(transpose_)(squares[v].new[0], 8, data + 8 * v * SEGMENT + n, SEGMENT);
         }
     }
@@ -137,16 +139,17 @@ static ALWAYS_INLINE void NAME(decode_vectors_)(T *data, unsigned vectors,
 }
 
 /* Decodes as many segments as vectors can, checks them, and sets their number. */
-static const char *NAME(decode_complete_)(T *data, size_t count, const NAME(Tables) *tables,
-                                          Segment *segments, size_t *done) {
+static ALWAYS_INLINE const char *NAME(decode_complete_)(T *data, size_t count, unsigned mantissa,
+                                                        const NAME(Tables) *tables,
+                                                        Segment *segments, size_t *done) {
     const char *error = NULL;
     while (!error && (*done + 8) * SEGMENT <= count) {
         size_t start = *done * SEGMENT, at_once = (*done + 16) * SEGMENT <= count ? 16 : 8;
         const uint8_t *of = tables->of + start / GROUPED;
         if (at_once == 16)
-            NAME(decode_vectors_)(data + start, 2, tables, of, segments + *done);
+            NAME(decode_vectors_)(data + start, mantissa, 2, tables, of, segments + *done);
         else
-            NAME(decode_vectors_)(data + start, 1, tables, of, segments + *done);
+            NAME(decode_vectors_)(data + start, mantissa, 1, tables, of, segments + *done);
         error = NAME(check_segments_)(segments + *done, at_once);
         *done += at_once;
     }

@@ -12,6 +12,8 @@ typedef const char *(*Decode)(Reader *, uint8_t *, size_t, unsigned);
 typedef void (*Arrange)(const uint8_t *, size_t, uint8_t *);
 typedef size_t (*Changes)(const uint8_t *, const uint8_t *, size_t, size_t, uint8_t *, uint8_t *);
 typedef bool (*Swap)(uint8_t *, size_t, const uint8_t *, size_t, uint8_t *);
+typedef void (*Expect)(const uint8_t *, const uint8_t *, size_t, const uint8_t *, size_t, unsigned,
+                       uint16_t *);
 typedef void (*Cast)(const uint8_t *, unsigned, unsigned, size_t, uint8_t *, unsigned, unsigned, bool);
 
 typedef struct {
@@ -22,6 +24,7 @@ typedef struct {
     Changes changes[4];
     Swap swap[4];
     Cast cast;
+    Expect expect;
 } Target;
 
 #define ALL_WIDTHS(name, target) \
@@ -30,7 +33,7 @@ typedef struct {
     ALL_WIDTHS(sparse_encode_, target), ALL_WIDTHS(dense_encode_, target),             \
         ALL_WIDTHS(sparse_decode_, target), ALL_WIDTHS(dense_decode_, target),         \
         ALL_WIDTHS(split_, target), ALL_WIDTHS(join_, target),                         \
-        ALL_WIDTHS(changes_, target), ALL_WIDTHS(swap_, target), cast##target
+        ALL_WIDTHS(changes_, target), ALL_WIDTHS(swap_, target), cast##target, expect##target
 
 static const Target targets[] = {
     {"portable", ALL_KERNELS(_portable)},
@@ -51,11 +54,11 @@ static bool is_supported(const Target *which) {
 
 /* Kinds of elements, by their codes in payloads: log2 of the bytes, and the bits of the mantissa (0
  * for kinds that are not floats). */
-enum { KINDS = 10 };
+enum { KINDS = 11 };
 static const struct {
     uint8_t log_width, mantissa;
 } kinds[KINDS] = {{0, 0}, {1, 0},  {2, 0}, {3, 0},  {0, 2},
-                  {0, 3}, {1, 10}, {1, 7}, {2, 23}, {3, 52}};
+                  {0, 3}, {1, 10}, {1, 7}, {2, 23}, {3, 52}, {1, 8}};
 
 /* A caller's bytes, and an aligned copy if the caller's are not aligned for the elements. */
 typedef struct {
@@ -277,6 +280,35 @@ static PyObject *cast(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
+static PyObject *expect(PyObject *self, PyObject *args) {
+    Py_buffer old, new, numbers;
+    Memory out;
+    int bits;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "y*y*y*iw*", &old, &new, &numbers, &bits, &out.buffer)) return NULL;
+    const char *error = "numbers of 4 or 8 bits need two scales for each record, and as many elements";
+    Py_ssize_t records = old.len / 2, count = records ? numbers.len / records : 0;
+    out.copy = NULL;
+    if ((bits == 4 || bits == 8) && old.len % 2 == 0 && old.len == new.len &&
+        records * count == numbers.len && 2 * numbers.len == out.buffer.len) {
+        Py_BEGIN_ALLOW_THREADS
+        error = OUT_OF_MEMORY;
+        if (align(&out, 2)) {
+            target->expect(old.buf, new.buf, (size_t)records, numbers.buf, (size_t)count,
+                           (unsigned)bits, (uint16_t *)(void *)out.data);
+            if (out.copy) memcpy(out.buffer.buf, out.copy, (size_t)out.buffer.len);
+            error = NULL;
+        }
+        Py_END_ALLOW_THREADS
+    }
+    PyBuffer_Release(&old);
+    PyBuffer_Release(&new);
+    PyBuffer_Release(&numbers);
+    release(&out);
+    if (error) return failed(error);
+    Py_RETURN_NONE;
+}
+
 static PyObject *sparse_encode(PyObject *self, PyObject *args) {
     (void)self;
     return encode(args, target->sparse_encode);
@@ -329,6 +361,7 @@ static PyMethodDef methods[] = {
     {"changes", changes, METH_VARARGS, "changes(old, new, width) -> (positions, values) or None"},
     {"swap", swap, METH_VARARGS, "swap(memory, positions, values, width)"},
     {"cast", cast, METH_VARARGS, "cast(elements, kind, out, out_kind, toward_zero)"},
+    {"expect", expect, METH_VARARGS, "expect(old_scales, new_scales, numbers, bits, elements)"},
     {"use", use, METH_VARARGS, "use(target): call the kernels for this target from now on"},
     {NULL, NULL, 0, NULL},
 };

@@ -14,10 +14,16 @@
 #include "rice.h"
 #include "sizes.h"
 
+enum {
+    MOST_GROWTH = 1 << 24,  /* by which a number is multiplied, in 65,536ths */
+    CHANGED_SCALE = 64      /* the first context of numbers whose scale has changed */
+};
+
 /* The templates, compiled for any processor. */
 #define TARGET _portable
 #include "widths.h"
 #include "cast.h"
+#include "numbers.h"
 #undef TARGET
 
 /* The same templates, compiled for processors with AVX2. */
@@ -34,6 +40,7 @@
 #include "avx2.h"
 #include "widths.h"
 #include "cast.h"
+#include "numbers.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #else

@@ -21,6 +21,7 @@ from tools.bench.encodings.adapters import adapters
 from tools.bench.encodings.data import Data
 from tools.bench.encodings.functions import functions
 from tools.bench.encodings.orders import orders
+from tools.bench.encodings.quantized import quantized
 from tools.bench.encodings.thousand import thousand
 from tools.bench.encodings.trees import trees
 from tools.bench.harness import conclude, head, table
@@ -37,6 +38,7 @@ SECTIONS = {
     "speeds": "GB/s of kernels, commits, loads and checkouts of a synthetic model",
     "dense": "bytes and GB/s of fine-tunes of a real model",
     "planes": "bytes and GB/s of a real model without a base",
+    "quantized": "bytes of a checkpoint of a fine-tune in quantized formats",
     "functions": "bytes of versions that are functions of others in the store",
     "adapters": "differences with factors, relative to those without",
     "orders": "bytes of versions for which something is there that is a poor base",
@@ -105,6 +107,7 @@ def _makers(options: argparse.Namespace, work: Path) -> dict[str, Callable[[], l
         "speeds": lambda: speeds.speeds(work / "speeds", size=size, rounds=rounds),
         "dense": lambda: floats.dense(data, rounds),
         "planes": lambda: floats.planes(data, rounds),
+        "quantized": lambda: quantized(data),
         "functions": lambda: functions(data),
         "adapters": lambda: adapters(data, rounds),
         "orders": lambda: orders(data),
