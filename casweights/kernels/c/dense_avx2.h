@@ -41,13 +41,13 @@ typedef struct {
 
 static ALWAYS_INLINE void NAME(redo_)(NAME(Square) *square, unsigned mantissa,
                                       Segment *segments) {
-    for (unsigned k = 0; k < 8; k++)
-        for (unsigned mask = square->redo[k]; mask; mask &= mask - 1) {
-            unsigned g = (unsigned)__builtin_ctz(mask), code = square->entries[k][g] & 255;
-            T step = (T)(SIGNED)(int8_t)code;
-            if ((uint8_t)(code + 8) >= 16) step = NAME(long_step_)(code + 8, &segments[g]);
-            square->new[k][g] = NAME(move_)(square->base[k][g], step, mantissa);
-        }
+    for (uint64_t mask = load64(square->redo); mask; mask &= mask - 1) {
+        unsigned n = (unsigned)__builtin_ctzll(mask), k = n / 8, g = n % 8;
+        unsigned code = square->entries[k][g] & 255;
+        T step = (T)(SIGNED)(int8_t)code;
+        if ((uint8_t)(code + 8) >= 16) step = NAME(long_step_)(code + 8, &segments[g]);
+        square->new[k][g] = NAME(move_)(square->base[k][g], step, mantissa);
+    }
 }
 
 /* Decodes element `k` of each segment. */
@@ -74,14 +74,14 @@ static ALWAYS_INLINE void NAME(step_eight_)(NAME(Eight) *it, NAME(Square) *squar
     __m256i next = _mm256_add_epi32(_mm256_mullo_epi32(chance, quotient), quotient);
     next = _mm256_add_epi32(next, _mm256_srli_epi32(entry, 20));
     __m256i low = _mm256_cmpgt_epi32(lowest, next);
-    if (_mm256_movemask_epi8(low)) {
-        __m256i word = _mm256_i32gather_epi32((const int *)(const void *)tables->streams,
-                                              it->words, 2);
-        word = _mm256_and_si256(word, _mm256_set1_epi32(65535));
-        word = _mm256_or_si256(_mm256_slli_epi32(next, 16), word);
-        next = _mm256_blendv_epi8(next, word, low);
-        it->words = _mm256_sub_epi32(it->words, low);
-    }
+    /* No branch: some lane of eight needs a word more often than not, but not always. */
+    __m256i word = _mm256_mask_i32gather_epi32(_mm256_setzero_si256(),
+                                               (const int *)(const void *)tables->streams,
+                                               it->words, low, 2);
+    word = _mm256_and_si256(word, _mm256_set1_epi32(65535));
+    word = _mm256_or_si256(_mm256_slli_epi32(next, 16), word);
+    next = _mm256_blendv_epi8(next, word, low);
+    it->words = _mm256_sub_epi32(it->words, low);
     it->states = next;
     __m256i step = _mm256_srai_epi32(_mm256_slli_epi32(entry, 24), 24);
     __m256i down = _mm256_srai_epi32(_mm256_slli_epi32(base, 16), 31);
