@@ -141,9 +141,9 @@ def predict(
     for at in best.tolist():
         tensor, base = int(joined.tensors[at]), int(joined.bases[at])
         grid, dtype = ours.grids[tensor], theirs.grids[base].dtype
-        lower = _lower_bits(grid.dtype, dtype, float(share[at])) if facts.hidden[at] > 0 else 0.0
+        known, unknown = _lower_bits(grid.dtype, dtype, float(share[at]))
         most = 8.0 * grid.dtype.width
-        size = min(float(bits[at] + trained[at] * lower), most) * grid.elements / 8
+        size = min(float(bits[at] + trained[at] * known) + unknown, most) * grid.elements / 8
         whole = found[tensor].nbytes
         found[tensor] = Match(tensor, base if size < whole else None, min(size, whole))
     return found
@@ -255,10 +255,14 @@ def _bits(share: Floats, doublings: Floats) -> Floats:
     return bits
 
 
-def _lower_bits(dtype: DType, base: DType, share: float) -> float:
-    """Return the bits of an element that a difference spends on what is rounded off in samples."""
+def _lower_bits(dtype: DType, base: DType, share: float) -> tuple[float, float]:
+    """Return the bits of an element that a difference spends on what is rounded off in samples.
+
+    Returns:
+        What an element takes that is not the same, and what all take because the base lacks it.
+    """
     lower = max(0, _HIDDEN.get(dtype.code, 0))
     known = min(lower, max(0, _HIDDEN.get(base.code, 0)))
     # The rarer a sample moves, the smaller are the steps below it.
     moved = float(np.log2(max(share, 2.0**-known))) if known else 0.0
-    return min(known, _LOWER * (known + moved)) + lower - known
+    return min(known, _LOWER * (known + moved)), float(lower - known)

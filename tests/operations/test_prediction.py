@@ -17,6 +17,7 @@ from casweights.format.safetensors import build_header, parse_header
 from casweights.format.sampling import Grid, Samples, count
 from casweights.format.signature import Signature
 from casweights.operations.prediction import predict, whole_size
+from tools.bench.families import random_family
 from tools.models import variants
 
 if TYPE_CHECKING:
@@ -174,3 +175,11 @@ def test_a_cast_costs_more_than_a_copy_and_less_than_the_whole() -> None:
     assert same.nbytes < 0.01 * whole_size(wide)
     assert down.nbytes < 0.01 * whole_size(narrow)
     assert 0.4 * whole_size(wide) < up.nbytes < 0.8 * whole_size(wide)
+
+
+@pytest.mark.parametrize("seed", [0, 7])
+def test_bits_that_a_base_lacks_are_paid_where_no_sample_differs(seed: int) -> None:
+    """An export to fp16 is nearest to what it was rounded from, and not to a merged adapter."""
+    made = dict(random_family(seed).versions())
+    half, base, adapted = (model(made[name]) for name in ("half", "base", "adapted"))
+    assert predicted_size(half, base) < predicted_size(half, adapted)
