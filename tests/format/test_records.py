@@ -12,10 +12,11 @@ from hypothesis import strategies as st
 
 from casweights.format.blocks import FORMATS, find_blocks
 from casweights.format.codecs import Encoding, decode, encode_difference
-from casweights.format.derived import Slice, decode_derived
+from casweights.format.derived import decode_derived
 from casweights.format.derived import join as join_derived
 from casweights.format.dtypes import DTYPES
 from casweights.format.elements import kind_of
+from casweights.format.patterns import Slice
 from casweights.format.records import Field, Records, Run, join, split
 from casweights.kernels import dense_encode, sparse_encode
 from casweights.kernels.kinds import ElementKind
