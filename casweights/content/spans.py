@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from casweights.format.codecs import encode_difference
+from casweights.format.differences import encode_difference
 from casweights.format.layout import bundles
 from casweights.system.buffers import uninitialized
 from casweights.system.threads import Recent

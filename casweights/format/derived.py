@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.format.arithmetic import Arithmetic
-from casweights.format.codecs import Encoding, decode
+from casweights.format.codecs import decode, is_difference
 from casweights.format.patterns import join_patterns, join_slices, split_patterns, split_slices
 from casweights.kernels.reference.bits import PayloadReader
 from casweights.system.buffers import uninitialized
@@ -23,13 +23,6 @@ if TYPE_CHECKING:
 
 _SLICES, _ARITHMETIC, _PATTERNS = range(3)  # the rules
 _EXACT = 255  # in the place of an encoding: there is no difference
-_INNER = (
-    Encoding.DENSE,
-    Encoding.SPARSE,
-    Encoding.PARTS,
-    Encoding.LOW_RANK,
-    Encoding.RECORDS,
-)
 
 
 class Derived(NamedTuple):
@@ -81,7 +74,7 @@ def split(payload: Buffer, total: int, sizes: Sequence[int]) -> Derived:
     encoding, stored = reader.byte(), reader.take(reader.left)
     if encoding == _EXACT and not stored:
         return Derived(slices, None, rule)
-    if encoding not in _INNER:
+    if not is_difference(encoding):
         raise ValueError(f"its difference has the encoding {encoding}")
     return Derived(slices, (encoding, stored), rule)
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from casweights.errors import IntegrityError, NotFoundError
 from casweights.format.arithmetic import is_castable
-from casweights.format.codecs import encode, encode_difference
+from casweights.format.codecs import encode
+from casweights.format.differences import encode_difference
 from casweights.format.layout import file_pieces
 from casweights.format.sampling import sampled_tensors
 from casweights.operations.base_chunks import BaseChunks

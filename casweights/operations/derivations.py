@@ -8,8 +8,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.format.arithmetic import Arithmetic, is_castable
-from casweights.format.codecs import Encoding, encode_difference
+from casweights.format.codecs import Encoding
 from casweights.format.derived import join, lay
+from casweights.format.differences import encode_difference
 from casweights.format.hashing import checksum
 from casweights.format.pack import EncodedFrame
 from casweights.format.patterns import MAX_SLICES, Slice

@@ -11,7 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.errors import IntegrityError
-from casweights.format.codecs import encode, encode_difference
+from casweights.format.codecs import encode
+from casweights.format.differences import encode_difference
 from casweights.format.hashing import checksum
 from casweights.format.layout import BYTES, Piece
 from casweights.format.pack import EncodedFrame

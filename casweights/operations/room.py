@@ -6,7 +6,8 @@ from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.config import MiB
-from casweights.format.codecs import decode, encode_difference
+from casweights.format.codecs import decode
+from casweights.format.differences import encode_difference
 from casweights.format.hashing import checksum
 from casweights.format.pack import EncodedFrame
 from casweights.operations.differences import (

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from casweights.format.codecs import encode, encode_difference
+from casweights.format.codecs import encode
+from casweights.format.differences import encode_difference
 from casweights.operations.base_chunks import BaseChunks
 from casweights.system.buffers import uninitialized
 

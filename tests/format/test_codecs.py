@@ -10,13 +10,8 @@ import pytest
 from hypothesis import strategies as st
 
 from casweights.config import Compression
-from casweights.format.codecs import (
-    Encoding,
-    decode,
-    encode,
-    encode_difference,
-    is_difference,
-)
+from casweights.format.codecs import Encoding, decode, encode, is_difference
+from casweights.format.differences import encode_difference
 from casweights.format.dtypes import DTYPES, DType
 from casweights.format.elements import kind_of
 from casweights.kernels import dense_encode, sparse_encode

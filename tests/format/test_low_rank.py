@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 import casweights
 from casweights import StoreConfig
-from casweights.format.codecs import Encoding, decode, encode_difference
+from casweights.format.codecs import Encoding, decode
+from casweights.format.differences import encode_difference
 from casweights.format.dtypes import DTYPES
 from casweights.format.elements import kind_of
 from casweights.format.factoring import find_factors

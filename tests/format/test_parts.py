@@ -9,7 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casweights.format.codecs import Encoding, decode, encode_difference
+from casweights.format.codecs import Encoding, decode
+from casweights.format.differences import encode_difference
 from casweights.format.dtypes import DTYPES, DType
 from casweights.format.elements import kind_of
 from casweights.format.layout import Extent

@@ -11,9 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from casweights.format.blocks import FORMATS, find_blocks
-from casweights.format.codecs import Encoding, decode, encode_difference
+from casweights.format.codecs import Encoding, decode
 from casweights.format.derived import decode_derived
 from casweights.format.derived import join as join_derived
+from casweights.format.differences import encode_difference
 from casweights.format.dtypes import DTYPES
 from casweights.format.elements import kind_of
 from casweights.format.patterns import Slice

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from casweights.format.codecs import encode_difference
+from casweights.format.differences import encode_difference
 from casweights.format.dtypes import DTYPES
 from casweights.format.layout import file_pieces
 from casweights.format.safetensors import build_header, parse_header

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 import casweights
 from casweights.config import KiB, StoreConfig
 from casweights.format import names
-from casweights.format.codecs import encode_difference
+from casweights.format.differences import encode_difference
 from casweights.operations import candidates
 from casweights.operations.sampling import signature_of
 from casweights.stores.memory import MemoryStore

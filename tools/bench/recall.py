@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import casweights
 from casweights.config import KiB, StoreConfig
-from casweights.format.codecs import encode, encode_difference
+from casweights.format.codecs import encode
+from casweights.format.differences import encode_difference
 from casweights.format.sampling import sampled_tensors
 from casweights.operations.base_chunks import BaseChunks
 from casweights.operations.bases import Bases

@@ -17,7 +17,7 @@ from itertools import permutations
 from pathlib import Path
 from typing import NamedTuple
 
-from casweights.format.codecs import encode_difference
+from casweights.format.differences import encode_difference
 from casweights.format.layout import file_pieces
 from casweights.format.safetensors import LENGTH_SIZE, Header, header_size, parse_header
 from casweights.format.sampling import Samples

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from safetensors.torch import load_file
 
-from casweights.format.codecs import decode, encode_difference
+from casweights.format.codecs import decode
+from casweights.format.differences import encode_difference
 from casweights.format.dtypes import DTYPES
 from casweights.format.layout import Extent
 from tools.bench.encodings.data import spread

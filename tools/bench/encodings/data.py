@@ -17,7 +17,8 @@ import numpy as np
 import casweights
 from casweights.config import DEFAULT_CHUNK_SIZE
 from casweights.events import Reporter
-from casweights.format.codecs import encode, encode_difference
+from casweights.format.codecs import encode
+from casweights.format.differences import encode_difference
 from casweights.format.dtypes import DTYPES
 from casweights.format.safetensors import build_header
 from casweights.system.threads import default_workers

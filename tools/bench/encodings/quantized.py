@@ -9,7 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 from casweights.config import DEFAULT_CHUNK_SIZE
-from casweights.format.codecs import encode, encode_difference
+from casweights.format.codecs import encode
+from casweights.format.differences import encode_difference
 from casweights.format.dtypes import DTYPES
 from tools.bench.encodings.states import zstd
 from tools.bench.harness import Result, compared, measured

@@ -14,7 +14,8 @@ from blake3 import blake3
 
 import casweights
 from casweights.config import DEFAULT_CHUNK_SIZE, MiB
-from casweights.format.codecs import decode, encode_difference
+from casweights.format.codecs import decode
+from casweights.format.differences import encode_difference
 from casweights.format.dtypes import DTYPES
 from casweights.format.hashing import blake3_256
 from casweights.kernels import sparse_encode
