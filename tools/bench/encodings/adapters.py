@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 _RANKS = (8, 16, 64)
 _ROWS, _COLUMNS = 512, 4096  # a chunk of a large matrix
 _WEIGHT, _CHANGE = 0.02, 0.001  # standard deviations
-_TARGET = 1 / 2
-_SLOWER = 4
+_TARGET = 1 / 2  # of the bytes of a difference without factors
+_SLOWER = 2  # multiple of the time that decoding takes without factors
 _CODES = {torch.bfloat16: "BF16", torch.float16: "F16", torch.float32: "F32"}
 
 
