@@ -15,7 +15,7 @@ from casweights.errors import (
     InvalidInputError,
     NotFoundError,
 )
-from casweights.operations.reliance import Sighting
+from casweights.operations.reliance import Looked, Sighting
 from casweights.operations.transfer import Transfer, check_configs
 from casweights.system.threads import Once
 
@@ -151,7 +151,7 @@ def _send(
         history=past.history,
         with_expired=past.with_expired,
     )
-    ready = Sighting.by(copying)
+    ready = Looked(copying)
     ready()  # for the versions that get no name
     moved: Tips = {}
     for name, move in moves.items():

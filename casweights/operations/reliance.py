@@ -7,8 +7,9 @@ or tag takes such a `Sighting`. docs/design/033 has the reasoning.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from functools import partial
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 from casweights.config import RELIANCE_SECONDS
 from casweights.database.resolve import check_stands
@@ -25,31 +26,43 @@ if TYPE_CHECKING:
     from casweights.ids import ChunkId, SnapshotId
 
 
-class Sighting:
+class Sighting(ABC):
     """When something was last seen. A call sees it again if that was hours ago.
 
     Args:
-        look: Sees it; raises an error if it is gone, or puts it in its place again.
         seen: When it was there.
     """
 
-    def __init__(self, look: Callable[[], object], seen: Moment) -> None:
-        self._look = look
+    def __init__(self, seen: Moment) -> None:
         self._seen = seen
 
-    @classmethod
-    def by(cls, look: Callable[[], object]) -> Self:
-        """Call a function that sees something, and remember when."""
-        now = Moment.now()
-        look()
-        return cls(look, now)
+    @abstractmethod
+    def look(self) -> object:
+        """Raise an error if what was seen is gone, or put it in its place again."""
 
     def __call__(self) -> None:
         """See it again if it was last seen hours ago, until a look takes no hours."""
         while self._seen.age() >= RELIANCE_SECONDS:
             now = Moment.now()
-            self._look()
+            self.look()
             self._seen = now
+
+
+class Looked(Sighting):
+    """What a function sees, and has seen right now.
+
+    Args:
+        look: Sees it, or puts it in its place again; called at once.
+    """
+
+    def __init__(self, look: Callable[[], object]) -> None:
+        super().__init__(Moment.now())
+        self._look = look
+        look()
+
+    def look(self) -> object:
+        """Call the function."""
+        return self._look()
 
 
 def standing(db: Database, version: SnapshotId) -> Sighting:
@@ -58,7 +71,7 @@ def standing(db: Database, version: SnapshotId) -> Sighting:
     Raises:
         NotFoundError: The version is not in its place.
     """
-    return Sighting.by(partial(check_stands, db, version))
+    return Looked(partial(check_stands, db, version))
 
 
 class Reliance(Sighting):
@@ -77,13 +90,13 @@ class Reliance(Sighting):
     def __init__(
         self, db: Database, version: StoredSnapshot, seen: Moment, *, is_first: bool
     ) -> None:
-        super().__init__(self._see, seen)
+        super().__init__(seen)
         self._db = db
         self._version = version
         self._is_first = is_first
         self.is_saved = False
 
-    def _see(self) -> None:
+    def look(self) -> None:
         """See all of it.
 
         Raises:

@@ -23,7 +23,7 @@ from casweights.errors import (
 )
 from casweights.format import names
 from casweights.operations.pack_copy import FrameCopy, PackCopy
-from casweights.operations.reliance import Sighting
+from casweights.operations.reliance import Looked
 from casweights.operations.signing import copy_signatures
 from casweights.results import TransferStats
 
@@ -73,7 +73,7 @@ def transfer(
     copying = Transfer(
         source, target, tips, others=others, history=history, with_expired=with_expired
     )
-    Sighting.by(copying)()
+    Looked(copying)()
     return copying.stats
 
 

@@ -11,7 +11,7 @@ from casweights.database.resolve import is_full_id, is_prefix, resolve_anywhere
 from casweights.errors import ErrorCode, InvalidInputError, NotFoundError
 from casweights.format.names import check_ref_name
 from casweights.operations.bring_back import bring_back_version
-from casweights.operations.reliance import Sighting
+from casweights.operations.reliance import Looked, Sighting
 
 if TYPE_CHECKING:
     from casweights.database import Database
@@ -101,7 +101,7 @@ def _name(db: Database, snapshot: SnapshotId, kind: str, ref: str) -> SnapshotId
 
 def _brought_back(db: Database, snapshot: SnapshotId) -> Sighting:
     """Bring a version back, and again where its name comes hours later."""
-    return Sighting.by(partial(bring_back_version, db, snapshot))
+    return Looked(partial(bring_back_version, db, snapshot))
 
 
 def _split(name: str, kind: str) -> tuple[str, str]:

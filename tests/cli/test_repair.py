@@ -84,8 +84,7 @@ def test_verify_of_a_part(run: Run, run_json: Json, damaged: Path) -> None:
     for since in ("2000-01-01", "1h", "9w", "2000-01-01T10:00:00Z"):
         assert run_json("verify", "--since", since, status=13)[-1]["versions"] == 2
     assert run_json("verify", "--sample", "100%", status=13)[-1]["damaged"] == 1
-    assert run_json("verify", "--sample", "0.001%")[-1]["checked_frames"] == 0
-    assert " of 13 frames" in run("verify", "--sample", "0.001%").stdout
+    assert "1 of 13 frames" in run("verify", "--sample", "0.001%").stdout
 
 
 @pytest.mark.parametrize(
