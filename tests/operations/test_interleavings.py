@@ -351,7 +351,7 @@ def every_interleaving(first: Operation, second: Operation, *, kind: str, calls:
     first(Watched(beginning(kind).store.clone(), before=numbers.append))
     seed = kind, first.__name__, second.__name__
     for call in spread(range(1, max(numbers) + 1), calls, seed):
-        for write in moments(3, (seed, call)):
+        for write in moments(8, (seed, call)):
             ways += 1
             if not interleave(first, second, kind=kind, call=call, write=write):
                 break
