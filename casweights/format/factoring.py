@@ -1,7 +1,6 @@
 """Find the factors of a low-rank change of a matrix, as merging a LoRA adapter makes it.
 
-A sample of rows and columns tells whether there are any. If its singular values fall to what the
-rounding of the elements explains, those before it are the rank.
+The singular values of a sample of rows and columns tell whether there are any, and the rank.
 """
 
 from __future__ import annotations
@@ -25,8 +24,7 @@ _MIN_SAMPLE = 48
 _MIN_ELEMENTS = 1 << 15  # fewer do not repay the factors
 _FACTOR_BITS = 10  # what a factor takes, about
 _MIN_GAIN = 1 / 32  # bits of an element, which factors must promise to save
-_EXACT = 3 / 2  # multiple of the rounding up to which it explains what the factors leave
-_PASSES = 3  # of the fit if it does; after each, what no rounding explains is taken back
+_PASSES = 2  # of the iteration that finds the singular vectors
 _LARGEST = 32_767  # of a factor
 _FAR = 2.0**40  # weights do not change by that much, and products of such changes may overflow
 _FINE = 8  # parts of what the factors leave by which their own rounding may add to it
@@ -39,12 +37,10 @@ class _Choice(NamedTuple):
     Attributes:
         rank: Factors of a row or column; 0 if they would save too little.
         error: What the factors leave of a typical element.
-        is_exact: Whether rounding explains that.
     """
 
     rank: int
     error: float
-    is_exact: bool
 
 
 def find_factors(new: Buffer, base: Buffer, kind: ElementKind, extent: Extent) -> Factors | None:
@@ -69,14 +65,8 @@ def find_factors(new: Buffer, base: Buffer, kind: ElementKind, extent: Extent) -
     )
     if not choice.rank:
         return None
-    matrix = _matrix(after, start, columns)
-    change, half = _change(matrix, _matrix(before, start, columns), kind), None
-    if choice.is_exact:
-        half = _half(matrix, kind)
-        half.ravel()[:start] = np.inf
-        half.ravel()[start + count :] = np.inf
-    left, right = _fit(change, choice.rank, half)
-    return _whole_numbers(*_balanced(left, right), start, choice.error / _FINE)
+    change = _change(_matrix(after, start, columns), _matrix(before, start, columns), kind)
+    return _whole_numbers(*_fit(change, choice.rank), start, choice.error / _FINE)
 
 
 def _matrix(elements: np.ndarray, start: int, columns: int) -> np.ndarray:
@@ -131,7 +121,7 @@ def _choose(new: np.ndarray, old: np.ndarray, kind: ElementKind, height: float) 
         kind: Kind of both.
         height: Elements of the whole matrix for each of its rows and columns.
     """
-    nothing = _Choice(0, 0, False)
+    nothing = _Choice(0, 0)
     change = _change(new, old, kind).astype(np.float64)
     noise = float(np.median(_half(new, kind))) / 3**0.5
     high, wide = change.shape
@@ -147,36 +137,23 @@ def _choose(new: np.ndarray, old: np.ndarray, kind: ElementKind, height: float) 
     best = int(cost.argmin())
     if cost[0] - cost[best] < _MIN_GAIN:
         return nothing
-    return _Choice(best, max(noise, float(error[best])), bool(error[best] <= _EXACT * noise))
+    return _Choice(best, max(noise, float(error[best])))
 
 
-def _fit(
-    change: np.ndarray, rank: int, half: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+def _fit(change: np.ndarray, rank: int) -> tuple[np.ndarray, np.ndarray]:
     """Return two matrices of a rank whose product is close to a change.
 
-    Args:
-        change: The change.
-        rank: The rank.
-        half: By how much rounding may have moved each element, if nothing else has.
+    Their columns and rows are of equal size on both sides.
     """
-    seed = np.random.default_rng(0).standard_normal((change.shape[1], rank), np.float32)
-    right = _turned(change, _turned(change, seed))
-    target = change
-    if half is not None:
-        low, high = change - half, change + half
-        for _ in range(_PASSES):
-            target = np.clip((target @ right) @ right.T, low, high)
-            right = _turned(target, right)
-    return target @ right, right
-
-
-def _turned(matrix: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Return a basis that is closer to the largest right singular vectors of a matrix."""
-    turned = matrix.T @ (matrix @ right)
-    power, across = _directions(turned)
-    basis: np.ndarray = turned @ (across / np.sqrt(power)).astype(np.float32)
-    return basis
+    right = np.random.default_rng(0).standard_normal((change.shape[1], rank), np.float32)
+    for _ in range(_PASSES):
+        turned = change.T @ (change @ right)
+        power, across = _directions(turned)
+        right = turned @ (across / np.sqrt(power)).astype(np.float32)
+    left = change @ right
+    power, across = _directions(left)
+    root = power**0.25
+    return left @ (across / root), (root[:, None] * across.T) @ right.T
 
 
 def _directions(sides: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -187,13 +164,6 @@ def _directions(sides: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     doubled = sides.astype(np.float64)
     power, across = np.linalg.eigh(doubled.T @ doubled)
     return np.maximum(power, np.finfo(np.float32).tiny), across
-
-
-def _balanced(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return factors with the same product whose columns are of equal size on both sides."""
-    power, across = _directions(left)
-    root = power**0.25
-    return left @ (across / root), (root[:, None] * across.T) @ right.T
 
 
 def _whole_numbers(left: np.ndarray, right: np.ndarray, start: int, error: float) -> Factors | None:
