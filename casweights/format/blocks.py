@@ -32,6 +32,11 @@ _MOST_VALUES = 24  # of the scales' higher bytes in a window that need not be lo
 _LEAST_VALUES, _LEAST_RATIO = 32, 2  # of the other bytes; how many times more than of the scales'
 
 
+def _size(name: str) -> int:
+    """Return the bytes of a block of a format."""
+    return sum(field.nbytes for field in FORMATS[name])
+
+
 class _Grid(NamedTuple):
     """A format of blocks, and the remainder of the places at which they begin."""
 
@@ -41,7 +46,7 @@ class _Grid(NamedTuple):
     @property
     def size(self) -> int:
         """Bytes of a block."""
-        return sum(field.nbytes for field in FORMATS[self.name])
+        return _size(self.name)
 
 
 def find_blocks(data: Buffer) -> Records | None:
@@ -68,8 +73,7 @@ def find_blocks(data: Buffer) -> Records | None:
     if not names:
         return None
     name = max(FORMATS, key=names.count)
-    fields = FORMATS[name]
-    size, runs, at = sum(field.nbytes for field in fields), list[Run](), 0
+    size, runs, at = _size(name), list[Run](), 0
     for first, end, grid in stretches:
         if grid is None or grid.name != name:
             continue
@@ -78,7 +82,7 @@ def find_blocks(data: Buffer) -> Records | None:
         if (count := (last - begin) // size) > 0:
             runs.append(Run(begin - at, count))
             at = begin + count * size
-    return Records(fields, runs) if runs else None
+    return Records(FORMATS[name], runs) if runs else None
 
 
 def _stretches(
@@ -117,8 +121,8 @@ def _grid(chunk: np.ndarray, offset: int) -> _Grid | None:
     """Return the grid of a window; None without blocks."""
     window = chunk[offset : offset + _WINDOW]
     found = []
-    for name, fields in FORMATS.items():
-        size = sum(field.nbytes for field in fields)
+    for name in FORMATS:
+        size = _size(name)
         rows = window[: len(window) // size * size].reshape(-1, size)
         values = 1 + np.count_nonzero(np.diff(np.sort(rows, axis=0), axis=0), axis=0)
         column = int(values.argmin())

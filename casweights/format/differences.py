@@ -84,7 +84,7 @@ def _encode_group(
     """
     joint = _part(_encode_elements(new, old, kind_of(dtype)), new)
     if joint.encoding == Encoding.DENSE:
-        each = _encode_each(new, old, dtype, extents)
+        each = _encode_each(new, old, dtype, extents, joint)
         if each and sum(len(part.payload) for part in each) < len(joint.payload):
             return each
     if not alone and len(joint.payload) > _MAX_PART_SHARE * len(new):
@@ -94,9 +94,17 @@ def _encode_group(
 
 
 def _encode_each(
-    new: memoryview, old: memoryview, dtype: DType, extents: Sequence[Extent]
+    new: memoryview, old: memoryview, dtype: DType, extents: Sequence[Extent], joint: Part
 ) -> list[Part]:
-    """Return a part for each tensor, with factors where they help; nothing if none has any."""
+    """Return a part for each tensor, with factors where they help; nothing if none has any.
+
+    Args:
+        new: The bytes of the tensors.
+        old: Those of their base.
+        dtype: Element type of both.
+        extents: What each tensor has of them.
+        joint: The part that they are together.
+    """
     from casweights.format.factoring import find_factors
 
     ends = accumulate((extent.nbytes for extent in extents), initial=0)
@@ -105,10 +113,12 @@ def _encode_each(
     found = [find_factors(*side, kind, extent) for side, extent in zip(sides, extents, strict=True)]
     if not any(found):
         return []
-    return [
-        _part(_encode_best(*side, dtype, factors), side[0])
-        for side, factors in zip(sides, found, strict=True)
-    ]
+    parts = []
+    for (raw, base), factors in zip(sides, found, strict=True):
+        plain = joint if len(sides) == 1 else _part(_encode_elements(raw, base, kind), raw)
+        better = None if factors is None else _part(_predicted(raw, base, kind, factors), raw)
+        parts.append(better if better and len(better.payload) < len(plain.payload) else plain)
+    return parts
 
 
 def _part(encoded: Encoded, raw: memoryview) -> Part:
@@ -117,20 +127,14 @@ def _part(encoded: Encoded, raw: memoryview) -> Part:
     return Part(encoded[0], len(raw), encoded[1])
 
 
-def _encode_best(
-    new: memoryview, old: memoryview, dtype: DType, factors: Factors | None
-) -> Encoded:
-    """Return the smaller of the difference from a base and of that from what factors predict."""
+def _predicted(new: memoryview, old: memoryview, kind: ElementKind, factors: Factors) -> Encoded:
+    """Return the difference from what factors predict, with these."""
     from casweights.format.low_rank import LowRank
 
-    kind, predicted = kind_of(dtype), bytearray(old)
-    plain = _encode_elements(new, old, kind)
-    if factors is None:
-        return plain
+    predicted = bytearray(old)
     factors.apply(kind, memoryview(predicted))
     rest = _encode_elements(new, predicted, kind)
-    payload = LowRank(kind, factors, rest).join()
-    return (Encoding.LOW_RANK, payload) if len(payload) < len(plain[1]) else plain
+    return Encoding.LOW_RANK, LowRank(kind, factors, rest).join()
 
 
 def _encode_elements(raw: Buffer, base: Buffer, kind: ElementKind) -> Encoded:

@@ -14,6 +14,7 @@ from casweights.format.planes import decode_planes, encode_planes
 from casweights.kernels import cast
 from casweights.kernels.kinds import ElementKind
 from casweights.kernels.reference.bits import PayloadReader, varint
+from casweights.kernels.reference.differences import unzigzag, zigzag
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +53,7 @@ class Factors(NamedTuple):
         import numpy as np
 
         numbers = np.concatenate([self.left.ravel(), self.right.ravel()])
-        coded = encode_planes((numbers << 1 ^ numbers >> 15).astype("<u2").tobytes(), _WIDTH)
+        coded = encode_planes(zigzag(numbers.view("<u2")).tobytes(), _WIDTH)
         head = (varint(self.columns), varint(self.start), bytes([len(self.right)]))
         return b"".join((*head, bytes([self.exponent & 255]), varint(len(coded)), coded))
 
@@ -80,8 +81,7 @@ class Factors(NamedTuple):
         coded = reader.take(reader.varint(reader.left))
         plain = bytearray(size * _WIDTH)
         decode_planes(coded, memoryview(plain))
-        found = np.frombuffer(plain, "<u2")
-        numbers = (found >> 1 ^ -(found & 1)).view("<i2")
+        numbers = unzigzag(np.frombuffer(plain, "<u2")).view("<i2")
         left, right = numbers[: rank * rows], numbers[rank * rows :]
         shift = exponent - 256 * (exponent > 127)
         return cls(left.reshape(rows, rank), right.reshape(rank, columns), shift, start)
