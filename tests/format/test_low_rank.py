@@ -92,6 +92,25 @@ def test_the_page_says_what_factors_predict(kind: ElementKind, data: st.DataObje
     assert by_page.predict(base, int(kind)) == bytes(out)
 
 
+def test_a_product_of_zero_is_positive() -> None:
+    left, right = np.full((3, 1), -3, "<i2"), np.zeros((1, 3), "<i2")
+    out = bytearray(9 * b"\0\x80")
+    Factors(left, right, 0, 0).apply(ElementKind.BFLOAT_16, memoryview(out))
+    assert out == bytes(18)
+
+
+@pytest.mark.parametrize(("rank", "fits"), [(2, True), (3, False)])
+def test_there_are_no_more_factors_than_elements(rank: int, fits: bool) -> None:
+    factors = Factors(np.ones((4, rank), "<i2"), np.ones((rank, 4), "<i2"), 0, 0)
+    rest = sparse_encode(bytes(16), bytes(16), ElementKind.E4M3)
+    payload = LowRank(ElementKind.E4M3, factors, (Encoding.SPARSE, rest)).join()
+    if fits:
+        assert LowRank.split(payload, 16).factors.left.shape == (4, rank)
+        return
+    with pytest.raises(ValueError, match="more factors than elements"):
+        LowRank.split(payload, 16)
+
+
 @given(
     st.sampled_from(KINDS),
     st.lists(st.tuples(st.integers(0, 60), st.integers(0, 2), st.binary(max_size=2)), max_size=2),
