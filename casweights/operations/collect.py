@@ -6,7 +6,7 @@ needed, and deletes what earlier runs set aside long enough ago. docs/design/033
 
 from __future__ import annotations
 
-from contextlib import closing, suppress
+from contextlib import closing, nullcontext, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,6 +34,7 @@ from casweights.format.hashing import blake3_256
 from casweights.operations.collections import (
     SECOND,
     Collection,
+    glance,
     list_collections,
     looking,
     new_collection,
@@ -99,7 +100,7 @@ def collect(
     if apply and grace < LEAST_GRACE:
         _check_alone(db)
     own = db.apart(workers=db.workers.count, reporter=db.reporter)
-    with closing(own), looking(own.objects) as now:
+    with closing(own), looking(own.objects) if apply else nullcontext(glance(own.objects)) as now:
         work = _Collector(own, now, seconds, fold=fold)
         return work.run(apply=apply, only=only, finish_only=finish_only)
 

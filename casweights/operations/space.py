@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING
 
-from casweights.operations.collections import SECOND, looking
+from casweights.operations.collections import SECOND, glance
 from casweights.operations.marking import Marking, look
 from casweights.results import SpaceUse
 
@@ -29,10 +29,11 @@ def space(db: Database, planned: CollectStats, grace: timedelta) -> SpaceUse:
     Raises:
         IntegrityError: Something that is needed is damaged or missing.
         UnsupportedError: The store's times are of no use.
-        StoreError: The store could not be read, or its time not be found out by a write.
+        StoreError: The store could not be read.
     """
     free = {found.name for found in planned.objects}
-    with closing(db.apart()) as own, looking(own.objects) as now:
+    with closing(db.apart()) as own:
+        now = glance(own.objects)
         work = _Count(own, free)
         branches = work.hold_also(own.refs.branches().values())
         tags = work.hold_also(own.refs.tags().values())

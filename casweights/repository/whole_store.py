@@ -353,8 +353,7 @@ class WholeStore(Handle, Closing):
             InvalidInputError: The grace time is too short.
             IntegrityError: Something that is needed is damaged or missing.
             UnsupportedError: The store's times are of no use.
-            StoreError: The store could not be read, or does not allow the write of an object from
-                which its time is taken.
+            StoreError: The store could not be read.
         """
         from casweights.operations.space import space
 
