@@ -69,6 +69,7 @@ SHARED = {
     "operations.bases",
     "operations.base_search",
     "operations.bring_back",
+    "operations.burdens",
     "operations.conditions",
     "operations.collections",
     "operations.cut_columns",

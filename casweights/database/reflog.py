@@ -59,6 +59,7 @@ _KEPT_MOVES = 100  # per ref; at twice the number the older half is removed, to 
 # Moves per branch that maintenance leaves; the versions behind them go into archives. A chunk is
 # rebuilt from at most as many frames, most of which the newest versions carry then.
 RECENT_MOVES = 64
+_LAST_MOVES = 8  # that stay however old they are: writers look at the last three positions
 _YIELD_SECONDS = 2.0  # time after which a writer withdraws its move if a rival's move stays
 # A writer waits this many times as long for the rivals of its base: they may need the time above
 # to give up, and more calls to withdraw.
@@ -404,14 +405,27 @@ class RefLog:
             "so it is unknown whether the ref has moved: look at the ref later",
         )
 
-    def trim(self, moves: Sequence[Move], kept: int) -> bool:
+    def trim(self, moves: Sequence[Move], kept: int, since: int = 0) -> bool:
         """Remove the moves on a ref's line that are below its last `kept` positions.
+
+        Where names say what moves came from, older ones than `since` go as well, but for the last
+        few: each may be a version with all its bytes.
+
+        Args:
+            moves: All moves of the ref.
+            kept: Number of positions.
+            since: A time by the store's clock, in microseconds.
 
         Returns:
             Whether the store allowed that.
         """
         newest = latest(moves).position
-        old = {move for move in moves if move.position <= newest - kept}
+        last = newest - kept
+        if not self._exclusive:
+            on_line = line(moves).values()
+            young = [move.position for move in on_line if not 0 < move.created < since]
+            last = max(last, min([newest - _LAST_MOVES + 1, *young]) - 1)
+        old = {move for move in moves if move.position <= last}
         return self.remove(old - set(off_line(moves)))
 
     def remove(self, moves: Iterable[Move]) -> bool:

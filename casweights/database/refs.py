@@ -202,14 +202,15 @@ class Refs:
             )
         return bool(dropped)
 
-    def trim(self) -> Iterator[bool]:
+    def trim(self, since: int = 0) -> Iterator[bool]:
         """Shorten the logs of refs: the last `reflog.RECENT_MOVES` moves of a branch stay.
 
-        Of a deleted branch or tag, a mark stays. Yields after each log whether the store allowed to
-        remove moves.
+        Of those, older ones than `since`, a time by the store's clock in microseconds, may go as
+        well, see `RefLog.trim`. Of a deleted branch or tag, a mark stays. Yields after each log
+        whether the store allowed to remove moves.
         """
         for moves in self._heads.all().values():
-            is_trimmed = self._heads.trim(moves, reflog.RECENT_MOVES)
+            is_trimmed = self._heads.trim(moves, reflog.RECENT_MOVES, since)
             yield self.branch_deletions.mark(moves) and is_trimmed
         for moves in self._tags.all().values():
             if latest(moves).position > 1:  # a tag at its first move was never deleted

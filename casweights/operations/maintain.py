@@ -21,6 +21,7 @@ from casweights.database.segment_writer import KeptSegments, SegmentWriter
 from casweights.errors import CasweightsError, NotFoundError
 from casweights.format import names
 from casweights.operations.archiving import Archiving, merge_archives, old_versions
+from casweights.operations.collections import SECOND, machine_time
 from casweights.operations.expire import expire_by_policy
 from casweights.operations.merging import (
     MAX_FRAMES,
@@ -147,7 +148,8 @@ class Maintenance:
         """
         self._old_packs = len(_packs(self._db))
         yield
-        for is_allowed in self._db.refs.trim():
+        since = int((machine_time() - self._grace.total_seconds()) * SECOND)
+        for is_allowed in self._db.refs.trim(since):
             self._may_delete &= is_allowed
             yield
         yield from self._while_allowed(self._archive())

@@ -175,6 +175,7 @@ class Marking:
         chunks: Their chunks, and the bases of frames whose versions may not be written yet; without
             those that are lost.
         frames: The frames by which these chunks are rebuilt.
+        numbers: Numbers of the chunks of the store.
     """
 
     def __init__(
@@ -186,8 +187,8 @@ class Marking:
         self._alone = alone
         self.versions: set[SnapshotId] = set()
         rows = db.index.rows()
-        self._numbers = ChunkNumbers(rows)
-        self.chunks = ChunkSet(self._numbers)
+        self.numbers = ChunkNumbers(rows)
+        self.chunks = ChunkSet(self.numbers)
         self.frames = LiveFrames(db.index, rows, places.packs)
         self._unplaced = array("I")  # numbers of the chunks whose chains are not chosen yet
         self._best: set[str] = set()  # archives and snapshots with the best copy of a version
@@ -217,15 +218,15 @@ class Marking:
         """
         self.look_again()
         rows = self._db.index.rows()
-        self._numbers, before = ChunkNumbers(rows), self.chunks
-        self.chunks = ChunkSet(self._numbers)
+        self.numbers, before = ChunkNumbers(rows), self.chunks
+        self.chunks = ChunkSet(self.numbers)
         self.frames = LiveFrames(self._db.index, rows, self.places.packs)
         self._want(before)
         self._choose_chains()
 
     def no_chunks(self) -> ChunkSet:
         """Return an empty set of chunks."""
-        return ChunkSet(self._numbers)
+        return ChunkSet(self.numbers)
 
     @property
     def restored(self) -> set[str]:
@@ -401,7 +402,7 @@ class Marking:
         """
         while self._unplaced:
             new, self._unplaced = self._unplaced, array("I")
-            for chunk in self.frames.follow(map(self._numbers.chunk, new), self.chunks):
+            for chunk in self.frames.follow(map(self.numbers.chunk, new), self.chunks):
                 if not self._losses.is_lost(chunk):
                     raise _missing(f"no frame holds the chunk {chunk}, which a version needs")
                 self.chunks.discard(chunk)

@@ -19,6 +19,7 @@ from casweights.database.writer import PackWriter
 from casweights.events import Stage
 from casweights.operations.base_chunks import BaseChunks
 from casweights.operations.bases import Bases
+from casweights.operations.burdens import burdens
 from casweights.operations.differences import DifferenceEncoder
 from casweights.operations.live_frames import is_cheap
 from casweights.operations.rewriting import rewrites
@@ -86,6 +87,7 @@ class Shortening:
             if at.frame.chunk in self._kept
             and any(base not in self._kept for base in at.frame.bases)
         }
+        self._burdens = burdens(marking.frames, self._leaves, marking.numbers)
 
     def families(self) -> list[Family]:
         """Return the families that probably take less when they are encoded again.
@@ -190,7 +192,9 @@ class Shortening:
     ) -> Sequence[tuple[Rewrite, list[EncodedFrame]]]:
         """Return the new frames of a family; none if they take too much.
 
-        They depend on nothing that other families write at the same time.
+        They take too much, too, if what builds on them would cost readers more than it may: it
+        would go on building on the old frames. They depend on nothing that other families write at
+        the same time.
         """
         reader, structure, plan = self._db.reader, self._db.snapshots.structure, KnownChunks()
         is_plain = self._db.config.standalone
@@ -207,8 +211,15 @@ class Shortening:
             if left < 0:
                 return []
             plan.add_frames(job.planned(frames))
+            if not self._bears(job.chunk, plan):
+                return []
             found.append((job, frames))
         return found
+
+    def _bears(self, chunk: ChunkId, plan: KnownChunks) -> bool:
+        """Whether what builds on a chunk is cheap to read with its new frames."""
+        burden, chain = self._burdens.get(chunk, 0), plan.plain_chain(chunk)
+        return not burden or (chain is not None and is_cheap(chain, burden))
 
     def _is_plain(self, chunk: ChunkId) -> bool:
         """Whether the live chain of a chunk has no derived frame; it has none if any chain has."""
@@ -219,7 +230,8 @@ class Shortening:
         for location in self._db.index.frames(chunk):
             base = location.frame.base
             chain = None if base is None else plan.plain_chain(base)
-            if chain is not None and is_cheap(chain, location.frame.size):
+            more = location.frame.size + self._burdens.get(chunk, 0)
+            if chain is not None and is_cheap(chain, more):
                 return location
         return None
 
