@@ -59,18 +59,22 @@ def _moves(listed: list[str]) -> list[str]:
     return [name for name in listed if name.startswith(names.REFS)]
 
 
-def test_parts_of_a_step_are_all_bytes_that_it_added(tmp_path: Path) -> None:
-    model, path, store = Chunky(CHUNKS), tmp_path / "model.safetensors", MemoryStore()
-    model.write(path)
+def test_parts_of_versions_are_all_bytes_that_they_added(tmp_path: Path) -> None:
+    model, path, store, found = Chunky(CHUNKS), tmp_path / "model.safetensors", MemoryStore(), []
     with casweights.open(store, create=True) as repository:
-        model.check(repository.commit(path))
-        before = {info.name: info.size for info in store.list()}
-        model.step()
-        model.write(path)
-        parts, known = parts_of(store, before, [repository.commit(path)])
-    assert parts.total == sum(i.size for i in store.list()) - sum(before.values())
-    assert known == {info.name for info in store.list()}
-    assert all(parts.items().values())
+        for _ in range(2):
+            before = {info.name: info.size for info in store.list()}
+            model.write(path)
+            version = repository.commit(path)
+            model.check(version)
+            parts, known = parts_of(store, before, [version])
+            assert parts.total == sum(i.size for i in store.list()) - sum(before.values())
+            assert known == {info.name for info in store.list()}
+            found.append(parts)
+            model.step()
+    first, step = found
+    assert [what for what, nbytes in step.items().items() if not nbytes] == ["signature"]
+    assert all((first + step).items().values())
 
 
 @pytest.mark.usefixtures("packs_apart")

@@ -30,6 +30,7 @@ class Parts:
         manifest: Manifests, with the envelope of the object.
         pack_table: Tables of the packs that contain the chunks.
         move: Moves of the branch.
+        signature: Signatures, by which other versions find these.
     """
 
     frames: int = 0
@@ -38,6 +39,7 @@ class Parts:
     manifest: int = 0
     pack_table: int = 0
     move: int = 0
+    signature: int = 0
 
     def __add__(self, other: Self) -> Parts:
         return Parts(*map(sum, zip(astuple(self), astuple(other), strict=True)))
@@ -84,6 +86,8 @@ def parts_of(
             found += _parts_of_snapshot(store, info, content)
         elif info.name.startswith(names.REFS):
             found += Parts(move=info.size)
+        elif info.name.startswith(names.SIGNATURES):
+            found += Parts(signature=info.size)
         else:
             raise AssertionError(f"{info.name} is an object of unknown purpose")
     return found, {info.name for info in infos}
