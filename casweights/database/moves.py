@@ -281,6 +281,11 @@ def named(moves: Iterable[Move], name: str) -> Move | None:
     return next((move for move in moves if move.name == name), None)
 
 
+def has_mark(moves: Iterable[Move], position: int, before: SnapshotId | None) -> bool:
+    """Whether a mark took the place of a deletion at a position, and of the moves below it."""
+    return any(m.is_mark and (m.position, m.before) == (position, before) for m in moves)
+
+
 def is_same(one: Move, other: Move) -> bool:
     """Whether two moves make the same step of a ref, perhaps by different writers."""
     if one.name == other.name:

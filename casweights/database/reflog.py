@@ -29,6 +29,7 @@ from casweights.database.moves import (
     decode_move,
     encode_move,
     first,
+    has_mark,
     is_same,
     latest,
     line,
@@ -296,7 +297,7 @@ class RefLog:
         if self._exclusive and not created:
             return False, []
         won, moves = self._outcome(ref, name, after, before)
-        if not won:
+        if not (won or (snapshot == GONE and has_mark(moves, position, before))):
             with suppress(CasweightsError):  # off the line, a move that stays has no effect
                 self._store.delete(name)  # a version that is the move stays in the store
                 self._withdrawn.add(name)
@@ -385,8 +386,9 @@ class RefLog:
     def _list_with(self, ref: str, name: str, after: int) -> list[Move]:
         """List the moves of a ref until a listing shows the move that was just put.
 
-        Such a listing also shows all moves that were put before it. If the move does not appear in
-        30 seconds, but others at its position or later do, then others have removed it.
+        Such a listing also shows all moves that were put before it. A mark at its position or later
+        says that it may have been removed. If the move does not appear in 30 seconds, but others at
+        its position or later do, then others have removed it.
 
         Raises:
             StoreError: The move does not appear, and no others do.
@@ -395,7 +397,7 @@ class RefLog:
         is_due = not self._exclusive or (after + 1) % _KEPT_MOVES == 0
         moves: list[Move] = []
         for moves in looks(lambda: self.moves(ref, 0 if is_due else after)):
-            if any(move.name == name for move in moves):
+            if any(m.name == name or (m.is_mark and m.position > after) for m in moves):
                 return moves
         if any(move.position > after for move in moves):
             return moves

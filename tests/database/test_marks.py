@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from casweights.database.moves import GONE, encode_move
 from casweights.database.reflog import RefLog
 from casweights.database.refs import Refs
-from casweights.errors import StoreError
+from casweights.errors import ConflictError, StoreError
 from casweights.format import names
 from casweights.ids import SnapshotId
 from casweights.stores.base import Capabilities
+from casweights.stores.wrapper import WrapperStore
 from casweights.testing.faults import Fault, FaultyStore
 from tests.database.test_reflog import EXCLUSIVE, A, B, Bucket
 from tests.racing import seen_now
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from casweights.system.buffers import Buffer
 
 
 def test_a_deletion_that_its_writer_may_withdraw_gets_no_mark() -> None:
@@ -33,6 +41,46 @@ def test_a_deletion_that_its_writer_may_withdraw_gets_no_mark() -> None:
     store.delete(rivals[1])
     assert all(refs.trim())
     assert [name.endswith(names.OFF_SUFFIX) for name in store.list_names()] == [True]
+
+
+class Maintained(WrapperStore):
+    """A store in which maintenance runs right after each deletion of a branch or tag."""
+
+    def put(self, name: str, parts: Sequence[Buffer]) -> bool:
+        made = super().put(name, parts)
+        if GONE in b"".join(parts) and not name.endswith(names.OFF_SUFFIX):
+            assert all(Refs(self.inner).trim())
+        return made
+
+
+@EXCLUSIVE
+@pytest.mark.parametrize("kind", ["branch", "tag"])
+def test_a_deletion_counts_if_maintenance_marks_it_before_its_writer_looks(
+    kind: str, exclusive: bool
+) -> None:
+    store = Bucket(exclusive=exclusive)
+    refs = Refs(Maintained(store))
+    deletions = refs.branch_deletions if kind == "branch" else refs.tag_deletions
+    for snapshot in (A, B):
+        if kind == "branch":
+            refs.set_branch("x", snapshot, force=True, ready=seen_now)
+        else:
+            refs.create_tag("x", snapshot, ready=seen_now)
+        deletions.delete("x")
+        assert deletions.all() == {"x": snapshot}
+    assert not set(refs.tips())
+
+
+@EXCLUSIVE
+def test_a_move_does_not_count_for_a_deletion_that_is_marked(exclusive: bool) -> None:
+    """The mark of another writer's deletion is in the place of the move."""
+    store = Bucket(exclusive=exclusive)
+    head = Refs(store).advance("main", None, A, ready=seen_now)
+    refs = Refs(store)
+    Refs(Maintained(store)).branch_deletions.delete("main")
+    with pytest.raises(ConflictError):
+        refs.advance("main", head, B, ready=seen_now)
+    assert Refs(store).head("main") is None
 
 
 @EXCLUSIVE
