@@ -74,6 +74,7 @@ def _show_space(session: Session) -> None:
         "branches": use.branches,
         "tags": use.tags,
         "bases": use.bases,
+        "moves": use.moves,
         "young": use.young,
         "unused": use.unused,
         "free": use.free,
@@ -97,6 +98,10 @@ def _space_lines(use: SpaceUse) -> Iterator[Line]:
             ("branches", f"{size(use.branches)} that they need, with all versions before them"),
             ("tags", f"{size(use.tags)} that only they need"),
             ("bases", f"{size(use.bases)} from which these are differences"),
+            (
+                "moves",
+                f"{size(use.moves)} that only logs of branches need: maintain cuts them",
+            ),
             ("young", f"{size(use.young)} that may belong to a commit at work"),
             ("unused", f"{size(use.unused)} among what is needed, or named until lately"),
             ("free", f"{size(use.free)} that `casweights gc --apply` sets aside"),

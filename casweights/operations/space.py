@@ -5,12 +5,13 @@ from __future__ import annotations
 from contextlib import closing
 from typing import TYPE_CHECKING
 
+from casweights.format import names
 from casweights.operations.collections import SECOND, glance
-from casweights.operations.marking import Marking, look
+from casweights.operations.marking import Marking, look, snapshot_in
 from casweights.results import SpaceUse
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
+    from collections.abc import Collection, Sequence
     from datetime import timedelta
 
     from casweights.database import Database
@@ -37,14 +38,17 @@ def space(db: Database, planned: CollectStats, grace: timedelta) -> SpaceUse:
         work = _Count(own, free)
         branches = work.hold_also(own.refs.branches().values())
         tags = work.hold_also(own.refs.tags().values())
+        bases = work.bases
+        moves = work.hold_also(work.whole_moves()) - (bases - work.bases)
         young = work.young(now - int(grace.total_seconds()) * SECOND)
         return SpaceUse(
             total=work.total,
             branches=branches,
             tags=tags,
-            bases=work.bases,
+            bases=bases,
+            moves=moves,
             young=young,
-            unused=work.total - branches - tags - work.bases - young - planned.nbytes,
+            unused=work.total - branches - tags - bases - moves - young - planned.nbytes,
             free=planned.nbytes,
             aside=planned.pending,
         )
@@ -60,6 +64,7 @@ class _Count:
 
     def __init__(self, db: Database, free: Collection[str]) -> None:
         places = look(db)
+        self._db = db
         self._objects, self._packs = places.objects, places.packs
         self._free = free
         self._marking = Marking(db, places, places.objects, alone=True)
@@ -84,6 +89,14 @@ class _Count:
         needed = [name for name in self._objects if marking.needs(name)]
         self._held = frames + sum(map(self._overhead, needed))
         return self._held - before
+
+    def whole_moves(self) -> Sequence[SnapshotId]:
+        """Return the versions that are moves of branches, and have no other copy."""
+        listed = set(self._db.objects.list_names(names.SNAPSHOTS))
+        holding = self._marking.places.holding
+        found = [name for name in self._objects if name.startswith(names.SNAPSHOTS)]
+        versions = map(snapshot_in, (name for name in found if name not in listed))
+        return [version for version in versions if version is not None and version not in holding]
 
     def young(self, since: int) -> int:
         """Return the bytes of the objects that no group needs, and that are too young to go."""

@@ -108,6 +108,8 @@ class SpaceUse:
         branches: What the versions of branches need, with all versions before them.
         tags: What only versions of tags need, with those before them.
         bases: Frames that none of these needs for itself, but from which theirs are differences.
+        moves: What only versions need that expired, or whose branch was deleted, and that the log
+            of the branch still names, in a bucket: there, a version is a move of its branch.
         young: What is younger than the grace time, and needed by none of them.
         unused: What is needed by none of them, and lies in objects that are, or was named lately.
         free: What a collection can set aside.
@@ -118,6 +120,7 @@ class SpaceUse:
     branches: int
     tags: int
     bases: int
+    moves: int
     young: int
     unused: int
     free: int

@@ -11,6 +11,7 @@ from casweights.database import reflog
 from casweights.format import names
 from casweights.stores.memory import MemoryStore
 from tests.ages import age
+from tests.copying_bucket import Bucket
 from tests.histories import history, weights
 from tests.operations.collecting import LONG, open_repo
 
@@ -36,10 +37,16 @@ def repo(objects: MemoryStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Repo
 
 def checked(repo: Repository, objects: ObjectStore) -> SpaceUse:
     """Return what holds the bytes; the parts must add up to what lies in the folders."""
-    use = repo.space()
+    use = checked_all(repo)
     folders = (names.PACKS, names.SNAPSHOTS, names.ARCHIVES)
     assert use.total == sum(info.size for f in folders for info in objects.list(f))
-    parts = (use.branches, use.tags, use.bases, use.young, use.unused, use.free)
+    return use
+
+
+def checked_all(repo: Repository) -> SpaceUse:
+    """Return what holds the bytes; the parts must add up, and none may be negative."""
+    use = repo.space()
+    parts = (use.branches, use.tags, use.bases, use.moves, use.young, use.unused, use.free)
     assert sum(parts) == use.total
     assert min(parts) >= 0
     return use
@@ -89,3 +96,25 @@ def test_expired_versions_are_bases_until_they_are_folded(
     assert (after.bases, after.free) == (0, 0)
     assert after.unused < 0.05 * after.total
     assert after.total < 0.6 * before.total
+
+
+def test_what_the_log_of_a_branch_holds_is_counted_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a bucket, a version is a move of its branch, and the last moves stay."""
+    monkeypatch.setattr(reflog, "RECENT_MOVES", 64)
+    bucket = Bucket()
+    with open_repo(bucket, create=True) as repo:
+        for state in history(4, 0.02):
+            repo.commit(state, branch="main")
+        assert checked_all(repo).moves == 0
+        repo.expire(Keep(last=1), apply=True)
+        age(bucket, LONG)
+        held = checked_all(repo)
+        assert held.moves > 0
+        assert held.unused < held.moves
+        assert (held.free, held.young) == (0, 0)
+        repo.delete_branch("main")
+        age(bucket, LONG)
+        assert checked_all(repo).moves > held.moves
+        for _ in repo.database.refs.trim():
+            pass
+        assert checked_all(repo).moves == 0
