@@ -82,6 +82,12 @@ def move_versions(
             force=force,
         )
         out.summary(_fields(here, there, stats), _lines(there, stats))
+        if stats.expired:
+            out.hint(
+                f"{there.url} had let {count(stats.expired, 'version')} of these expire: there, "
+                "`casweights log --expired` lists them, and gc sets them aside when its grace time "
+                "is over, but for those that get a branch (`casweights branch NAME ID`) or a tag"
+            )
 
 
 def _open_target(target: str, reporter: Results) -> Repository:
@@ -102,6 +108,7 @@ def _fields(source: Repository, target: Repository, stats: TransferStats) -> dic
         "moved_bytes": stats.nbytes,
         "refs": stats.refs,
         "tips": stats.tips,
+        "expired": stats.expired,
     }
 
 

@@ -134,6 +134,7 @@ def names_spans(row: Row) -> list[Span]:
     names = [(f"displaced from {name}", "red") for name in row.get("displaced", ())]
     names += [(name, "green") for name in row["branches"]]
     names += [(f"tag {name}", "cyan") for name in row["tags"]]
+    names += [("expired", "bright_black")] * row.get("has_expired", False)
     if not names:
         return []
     spans = [Span("(")]

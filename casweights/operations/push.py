@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 from contextlib import suppress
-from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 from casweights.database.refs import tag_taken
@@ -160,7 +159,7 @@ def _send(
                 moved[name] = move.tip
         except (ConflictError, InvalidInputError) as error:
             refused.append(error)
-    stats = replace(copying.stats, refs=moved, tips=requested)
+    stats = copying.result(moved, requested)
     target.reporter.transferred(stats)
     if len(refused) == 1:
         raise refused[0]

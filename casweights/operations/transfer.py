@@ -11,6 +11,7 @@ the target sound, and repeating it copies nothing twice.
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from graphlib import TopologicalSorter
 from typing import TYPE_CHECKING
 
@@ -74,7 +75,7 @@ def transfer(
         source, target, tips, others=others, history=history, with_expired=with_expired
     )
     Looked(copying)()
-    return copying.stats
+    return copying.result({})
 
 
 class Transfer:
@@ -102,7 +103,21 @@ class Transfer:
         self._tips, self._others = tips, list(others)
         self._history, self._with_expired = history, with_expired
         self._sent: set[SnapshotId] = set()
+        self._recorded: set[SnapshotId] = set()  # those of them that the target had let expire
         self.stats = TransferStats(snapshots=0, packs=0, nbytes=0, refs={})
+
+    def result(
+        self, refs: dict[str, SnapshotId], tips: dict[str, SnapshotId] | None = None
+    ) -> TransferStats:
+        """Return what was copied, once branches and tags name it.
+
+        Args:
+            refs: The branches and tags that were moved in the target.
+            tips: The versions that were requested.
+        """
+        named = frozenset(self._target.refs.tips()) if self._recorded else frozenset()
+        expired = len(self._recorded - named)
+        return replace(self.stats, refs=refs, tips=tips or {}, expired=expired)
 
     def __call__(self) -> None:
         """Copy what the target lacks; raise the errors of `transfer`."""
@@ -144,6 +159,7 @@ class Transfer:
                 snapshots, name = snapshots + 1, names.snapshot_name(version)
                 nbytes += target.store.sizes([name]).get(name, 0)  # it may be in an archive by now
         copy_signatures(source, target, new)
+        self._recorded.update(version for version in new if lacking.has_row(version))
         self.stats = TransferStats(
             snapshots=self.stats.snapshots + snapshots,
             packs=self.stats.packs + packs.copied,
@@ -288,7 +304,11 @@ class _Lacking:
 
     def is_recorded(self, version: SnapshotId) -> bool:
         """Whether the target has a record that says why it lacks a version."""
-        return version in self.expired or self._there.rows.find(version) is not None
+        return version in self.expired or self.has_row(version)
+
+    def has_row(self, version: SnapshotId) -> bool:
+        """Whether the target had let a version expire."""
+        return self._there.rows.find(version) is not None
 
     def _leaves_out(self, version: SnapshotId) -> ExpiredVersion | None:
         """Return the row of a version that has expired in either store and is not copied."""

@@ -123,6 +123,8 @@ class TransferStats:
             ``heads/main`` or ``tags/v1``.
         tips: Versions that were requested, by ``heads/main``, ``tags/v1``, or the ID or other ref
             as given.
+        expired: Number of versions that were copied and that the target had let expire: `log`
+            leaves them out, and a collection may set them aside a grace time later.
     """
 
     snapshots: int
@@ -130,6 +132,7 @@ class TransferStats:
     nbytes: int
     refs: dict[str, SnapshotId]
     tips: dict[str, SnapshotId] = field(default_factory=dict)
+    expired: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

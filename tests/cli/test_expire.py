@@ -209,6 +209,47 @@ def test_push_leaves_expired_versions_out_unless_told(
     assert numbers(run_json, ids) == STAY
 
 
+@pytest.mark.usefixtures("packs_apart")
+def test_log_lists_expired_versions_that_are_still_there(
+    run: Run, run_json: Json, ids: dict[int, str]
+) -> None:
+    run("expire", *RULES, "--apply")
+    assert numbers(run_json, ids, "--expired") == ALL
+    lines = run("log", "--expired").stdout.splitlines()
+    assert ["(expired)" in line for line in lines] == [n not in STAY for n in ALL]
+    for number in (6, 5, 2):
+        Path(f".casweights/snapshots/{ids[number]}").unlink()
+    rows = run_json("log", "--expired", ids[7])
+    for row in rows:
+        check("`log`", row)
+    assert [row["id"] for row in rows] == [ids[n] for n in (7, 4, 3, 1)]
+    assert [row["has_expired"] for row in rows] == [True, False, True, True]
+    gaps = [row["expired"] and (row["expired"]["first"], row["expired"]["last"]) for row in rows]
+    assert gaps == [(5, 6), None, (2, 2), None]
+    assert numbers(run_json, ids, "--expired", "-n", "3") == [9, 8, 7]
+    run("log", "--expired", "--graph", status=2)
+
+
+@pytest.mark.usefixtures("packs_apart")
+def test_a_pull_says_which_versions_this_side_had_let_go(
+    run: Run, run_json: Json, ids: dict[int, str]
+) -> None:
+    run("push", "all", "--create")
+    run("expire", *RULES, "--apply")
+    gone = [number for number in ALL if number not in STAY]
+    for number in gone:
+        Path(f".casweights/snapshots/{ids[number]}").unlink()
+    assert numbers(run_json, ids, "--expired") == STAY
+    result = run("pull", "all", "--with-expired")
+    assert "had let 6 versions of these expire: there, `casweights log --expired`" in result.stderr
+    assert numbers(run_json, ids) == STAY
+    assert numbers(run_json, ids, "--expired") == ALL
+    Path(f".casweights/snapshots/{ids[7]}").unlink()
+    (summary,) = run_json("pull", "all", "--with-expired")
+    check("`push`, `pull`", summary)
+    assert (summary["versions"], summary["expired"]) == (1, 1)
+
+
 @pytest.mark.parametrize("verb", ["forget", "prune"])
 def test_the_names_of_other_programs_lead_to_expire(run: Run, verb: str) -> None:
     assert "Did you mean 'expire'?" in run(verb, status=2).stderr

@@ -39,6 +39,7 @@ def test_push_copies_all_names_and_versions(run: Run, run_json: Json, store: Pat
         "packs": 2,
         "moved_bytes": stored_bytes(BACKUP),
         "refs": {"heads/main": new, "tags/v1": old},
+        "expired": 0,
         "tips": {"heads/main": new, "tags/v1": old},
     }
     (summary,) = run_json("push", BACKUP)

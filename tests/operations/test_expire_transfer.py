@@ -148,3 +148,39 @@ def test_a_push_that_repairs_the_target_expires_nothing_there(
         repo.commit(state(13))
         repo.push(target)
     assert numbers(target) == list(range(13, 0, -1))
+
+
+@pytest.mark.usefixtures("packs_apart")
+@pytest.mark.parametrize("pulls", [True, False])
+def test_a_transfer_says_how_many_versions_the_target_lets_go_again(
+    store: ObjectStore, ids: list[SnapshotId], target: Repository, pulls: bool
+) -> None:
+    with open_store(store) as repo:
+        repo.push(target)
+        assert repo.push(target, with_expired=True).expired == 0
+        repo.expire(KEEP, apply=True)
+    gone = [version for number, version in enumerate(ids, 1) if number not in STAY]
+    remove(store, gone)
+    with open_store(store) as repo:
+        if pulls:
+            done = repo.pull(target, with_expired=True)
+        else:
+            done = target.push(repo, with_expired=True)
+        assert (done.snapshots, done.expired) == (len(gone), len(gone))
+        assert numbers(repo) == STAY
+
+
+@pytest.mark.usefixtures("packs_apart")
+def test_an_expired_version_that_a_transfer_names_is_kept(
+    store: ObjectStore, ids: list[SnapshotId], target: Repository
+) -> None:
+    with open_store(store) as repo:
+        repo.push(target)
+        target.tag("wanted", ids[2])
+        repo.expire(KEEP, apply=True)
+    remove(store, ids[1:3])
+    with open_store(store) as repo:
+        done = repo.pull(target, ["wanted"])
+        assert (done.snapshots, done.expired) == (1, 0)
+        done = repo.pull(target, [str(ids[1])])
+        assert (done.snapshots, done.expired) == (1, 1)
