@@ -134,6 +134,15 @@ class Database(Handle):
             durable=self.store.probe().durable and holds.durable,
         )
 
+    def announce(self) -> None:
+        """Let a collection without grace time know that this handle is about to write.
+
+        Writers call this before they look at what they rely on, unless they look at a branch for an
+        update, which does the same. Only a directory takes notice, with the folder that it needs
+        for the writes: see `SupportsWriters`.
+        """
+        self.store.probe()
+
     def heed_findings(self) -> None:
         """Load the findings, so that damaged chunks count as missing and are stored again.
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from casweights.config import LEAST_GRACE, RELIANCE_SECONDS
 from casweights.database.deleting import check_may_delete
+from casweights.database.moves import version_in
 from casweights.errors import (
     CasweightsError,
     ConflictError,
@@ -114,13 +115,13 @@ def _checked_grace(db: Database, grace: timedelta, confirm: str | None) -> int:
     if seconds < 0 or not can_be_alone:
         raise InvalidInputError(
             ErrorCode.BAD_ARGUMENT,
-            f"the grace time must be at least 24 hours for {db.store.url}, got {grace}",
+            f"the grace time must be at least 24 hours for {db.store.url}",
         )
     if confirm != db.store.url:
         raise InvalidInputError(
             ErrorCode.BAD_ARGUMENT,
-            f"a grace time of {grace} loses versions if anybody else writes to the store: make "
-            f"sure that nobody does, and confirm with its name, {db.store.url}",
+            "a grace time of less than 24 hours loses versions if anybody else writes to the "
+            f"store: make sure that nobody does, and confirm with its name, {db.store.url}",
         )
     return seconds
 
@@ -177,6 +178,7 @@ class _Collector:
         self._begin = Moment.now()
         self._past: dict[str, Collection] = {}
         self._collection: str | None = None
+        self._whole_moves: set[str] = set()  # names of the versions that are moves of branches
 
     def run(self, *, apply: bool, only: Some[str] | None, finish_only: bool) -> CollectStats:
         """Do one run; the arguments are those of `collect`."""
@@ -188,7 +190,8 @@ class _Collector:
             self._end_broken_off(found.values())
         note = self._note(listed)
         if self._is_settled(note):
-            return self._stats(_Marked([], len(listed), [], set()), [], applied=apply)
+            kept = len(listed.keys() | self._whole_moves)
+            return self._stats(_Marked([], kept, [], set()), [], applied=apply)
         old = {name for name, info in listed.items() if self._is_old(info)}
         going = set() if finish_only else old if only is None else old.intersection(only)
         due = [one for one in self._past.values() if self._is_due(one)]
@@ -341,11 +344,14 @@ class _Collector:
                 )
 
     def _check_time(self) -> None:
-        """Check that what was marked is still recent.
+        """Check that what was marked is still recent, and that nobody came for whom it is not.
 
         Raises:
             StoreError: It is not.
+            ConflictError: Somebody came, and the grace time is less than a day.
         """
+        if self._grace < LEAST_GRACE.total_seconds():
+            _check_alone(self._db)
         if self._begin.age() > RELIANCE_SECONDS:
             raise StoreError(
                 ErrorCode.IO_FAILED,
@@ -355,7 +361,10 @@ class _Collector:
 
     def _note(self, listed: Mapping[str, ObjectInfo]) -> Settled:
         """Return the note that there is nothing to do: true until this changes, or grows old."""
-        infos = [*listed.values(), *self._db.refs.objects(), *self._db.objects.list(names.DAMAGED)]
+        moves = self._db.refs.objects()
+        whole = {version for info in moves if (version := version_in(info.name)) is not None}
+        self._whole_moves = set(map(names.snapshot_name, whole))
+        infos = [*listed.values(), *moves, *self._db.objects.list(names.DAMAGED)]
         rows = sorted(f"{info.name} {info.size} {info.created}" for info in infos)
         digest = blake3_256("\n".join([str(self._grace), *rows]).encode()).hex()
         young = [info.created for info in listed.values() if not self._is_old(info)]

@@ -71,6 +71,7 @@ def standing(db: Database, version: SnapshotId) -> Sighting:
     Raises:
         NotFoundError: The version is not in its place.
     """
+    db.announce()
     return Looked(partial(check_stands, db, version))
 
 

@@ -100,6 +100,7 @@ class Transfer:
     ) -> None:
         check_configs(source, target)
         self._source, self._target = source, target
+        target.announce()
         self._tips, self._others = tips, list(others)
         self._history, self._with_expired = history, with_expired
         self._sent: set[SnapshotId] = set()

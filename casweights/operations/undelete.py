@@ -101,6 +101,7 @@ def _name(db: Database, snapshot: SnapshotId, kind: str, ref: str) -> SnapshotId
 
 def _brought_back(db: Database, snapshot: SnapshotId) -> Sighting:
     """Bring a version back, and again where its name comes hours later."""
+    db.announce()
     return Looked(partial(bring_back_version, db, snapshot))
 
 

@@ -207,7 +207,7 @@ class LocalStore(ObjectStore):
         return dict(item for item in walk(self.root) if isinstance(item, Stray))
 
     def other_writers(self) -> int:
-        """Return how many other stores are open here that have written something."""
+        """Return how many other stores are open here that have written or probed."""
         with storage_errors("cannot look for other writers"):
             found = in_use(self.root)
         return len(found - ({self._staging.folder.name} if self._staging else set()))

@@ -127,7 +127,7 @@ class SupportsWriters(Protocol):
     """Knows who else writes to it."""
 
     def other_writers(self) -> int:
-        """Return how many other open stores have written, in this process and in others.
+        """Return how many other open stores have written or probed, in any process.
 
         Those that may live count, and those that have only read do not.
         """
