@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -96,6 +96,9 @@ def command(
         if out is not None:
             _write_plan(repository, done, out)
     session.out.summary(_data(done), _lines(done, grace), essential="collection")
+    if not done.applied and (done.objects or done.finished or done.restored):
+        file = "" if out is None else f" {out.name}"
+        session.out.hint(f"nothing was changed: --apply{file} does it")
 
 
 def _write_plan(repository: Repository, done: CollectStats, out: Any) -> None:
@@ -112,7 +115,7 @@ def _planned(repository: Repository, path: str) -> set[str]:
     Raises:
         InvalidInputError: The file is no plan for this store.
     """
-    with click.open_file(path) as file:
+    with _opened(path) as file:
         try:
             plan = json.load(file)
             store, names = plan["store_id"], {found["name"] for found in plan["objects"]}
@@ -126,6 +129,15 @@ def _planned(repository: Repository, path: str) -> set[str]:
             ErrorCode.BAD_ARGUMENT, f"{path} is a plan for another store than {repository.url}"
         )
     return names
+
+
+def _opened(path: str) -> IO[str]:
+    try:
+        return click.open_file(path)
+    except OSError as error:
+        raise InvalidInputError(
+            ErrorCode.BAD_ARGUMENT, f"cannot read the plan {path}: {error.strerror}"
+        ) from error
 
 
 def _data(done: CollectStats) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from casweights.cli._errors import Exit
 from casweights.cli._output import Span
 from casweights.cli._text import count, short, size
 from casweights.cli._verb import verb
+from casweights.format.collection import REPLACED
 
 if TYPE_CHECKING:
     from casweights.cli._session import Session
@@ -79,3 +80,8 @@ def _bring_back(session: Session, repository: Repository, collection: str) -> No
         ],
         essential="versions",
     )
+    if done.versions and not collection.startswith(REPLACED):
+        session.out.hint(
+            "those that no branch and no tag needs are set aside again later: `casweights branch "
+            "NAME ID` or `casweights tag NAME ID` keeps one"
+        )

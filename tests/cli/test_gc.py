@@ -47,7 +47,9 @@ def test_gc_says_what_it_would_do_and_does_it_with_apply(
 
 def test_undelete_brings_a_collection_back(run: Run, store: Path, lost: str) -> None:
     digits = run("gc", "--apply", "-q").stdout.strip()
-    assert run("undelete", digits).stdout.startswith("1 version in 1 object of ")
+    result = run("undelete", digits)
+    assert result.stdout.startswith("1 version in 1 object of ")
+    assert "are set aside again later: `casweights branch NAME ID`" in result.stderr
     assert run("branch", "back", lost, "-q").stdout == f"{lost}\n"
     run("verify")
 
@@ -80,15 +82,21 @@ def test_undelete_says_what_is_gone(run: Run, store: Path, lost: str) -> None:
 
 
 def test_a_plan_limits_what_is_set_aside(run: Run, run_json: Json, store: Path, lost: str) -> None:
-    run("gc", "--plan", "plan.json")
+    assert run("gc").stderr == "Hint: nothing was changed: --apply does it\n"
+    told = run("gc", "--plan", "plan.json").stderr
+    assert told == "Hint: nothing was changed: --apply plan.json does it\n"
     plan = json.loads(Path("plan.json").read_text())
     assert [found["name"] for found in plan["objects"]] == [f"snapshots/{lost}"]
     Path("empty.json").write_text(json.dumps({**plan, "objects": []}))
     assert run_json("gc", "--apply", "empty.json")[0]["objects"] == []
     assert "for another store" in run("gc", "--apply", other(plan), status=1).stderr
+    lacking = run("gc", "--apply", "none.json", status=1).stderr
+    assert lacking == "Error: cannot read the plan none.json: No such file or directory\n"
     Path("bad.json").write_text("[]")
     assert "is no plan" in run("gc", "--apply", "bad.json", status=1).stderr
-    assert len(run_json("gc", "--apply", "plan.json")[0]["objects"]) == 1
+    applied = run("gc", "--apply", "plan.json")
+    assert applied.stdout.startswith("1 object of ")
+    assert applied.stderr == run("gc").stderr == ""  # nothing is left to do
     assert "exclude" in run("gc", "--plan", "p", "--apply", "plan.json", status=2).stderr
 
 

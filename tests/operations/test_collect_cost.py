@@ -204,3 +204,11 @@ def test_h11_what_was_let_go_is_free_again(
     moves = one if isinstance(objects, Bucket) else 0  # the last move but one is a version, too
     assert size_of(objects) - moves < 1.05 * alone
     check_versions(objects, {**kept, version: last})
+
+
+def test_a_run_that_reads_nothing_counts_the_same_objects() -> None:
+    """In a bucket, versions are moves of branches, which are no candidates and stay."""
+    objects = Bucket()
+    with open_repo(objects, create=True) as repo:
+        commit_all(repo, "main", 5)
+        assert [repo.gc(apply=True).kept for _ in range(3)] == [5, 5, 5]

@@ -317,7 +317,7 @@ def test_errors_of_the_hub_are_named(
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
-    with pytest.raises(NotFoundError, match="model repository me/none"):
+    with pytest.raises(NotFoundError, match=r"model repository me/none.*: check with `hf auth"):
         repo.repair(["hf://me/none"])
 
 

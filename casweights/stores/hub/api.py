@@ -382,8 +382,9 @@ def _translated(error: Exception, where: str, name: str) -> CasweightsError | No
     if isinstance(error, RepositoryNotFoundError | BucketNotFoundError):
         return NotFoundError(
             ErrorCode.STORE_NOT_FOUND,
-            f"the Hub has no {where}, or your token may not see it: create it with `casweights "
-            "init`, or check with `hf auth whoami` who you are logged in as",
+            f"the Hub has no {where}, or your token may not see it: "
+            f"{'create it with `casweights init`, or ' if where.startswith('bucket') else ''}"
+            "check with `hf auth whoami` who you are logged in as",
         )
     is_gone = isinstance(error, ConnectionError) and _STREAM_GONE in text
     if isinstance(error, object_error) or is_gone or status in (404, 416):
