@@ -14,6 +14,7 @@ import numpy as np
 
 from casweights.config import KiB
 from casweights.format.records import Field, Records, Run
+from casweights.kernels import count_values
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -123,8 +124,8 @@ def _grid(chunk: np.ndarray, offset: int) -> _Grid | None:
     found = []
     for name in FORMATS:
         size = _size(name)
-        rows = window[: len(window) // size * size].reshape(-1, size)
-        values = 1 + np.count_nonzero(np.diff(np.sort(rows, axis=0), axis=0), axis=0)
+        whole = window[: len(window) // size * size]
+        values = np.frombuffer(count_values(whole.data, size), np.uint16)
         column = int(values.argmin())
         others = np.delete(values, column).min()
         if others >= max(_LEAST_VALUES, _LEAST_RATIO * values[column]):

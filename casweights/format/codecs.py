@@ -139,7 +139,7 @@ def _decode_parts(payload: Buffer, out: memoryview) -> None:
 
     start = 0
     for encoding, size, stored in split(payload, len(out)):
-        if encoding in (Encoding.PARTS, Encoding.DERIVED, Encoding.RECORDS):
+        if encoding in (Encoding.PARTS, Encoding.DERIVED):
             raise ValueError(f"one of its parts has the encoding {encoding}")
         decode(encoding, stored, out[start : start + size])
         start += size

@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 _SURELY_SPARSE, _SURELY_DENSE = 0.02, 0.12
 _RANDOM_CHANGE_BYTES = 2  # bytes that `sparse` needs for a change of random size, roughly
 _BLOCKS, _BLOCK = 64, 4096  # blocks, and elements in each, of the sample that estimates the share
-_SAMPLED = 16  # blocks of bytes on which elements are compared with halves of bytes
+_SAMPLED = 16  # blocks of bytes on which records are compared with elements
 _MAYBE_HALVES = ("U8", "I32", "U32", "F4")  # dtypes in which numbers of 4 bits are stored
-_HALVES_SHARE = 0.9  # of the bytes by elements: a smaller gain does not repay twice the elements
+_SURELY_RECORDS = 0.9  # of a sample's bytes by elements; above it, both are tried
+_TABLES = 300  # bytes of `dense`, roughly, which weigh more in a sample than in a chunk
+_LEAST_NUMBERS = 1 << 21  # bytes of their elements from which on a sample of them decides
 _LEAST_RECORDS = 4096  # bytes of a chunk that is looked at
 _MAX_PART_SHARE = 0.5  # of a part's bytes: above it, a part without a base may be smaller
 
@@ -52,9 +54,6 @@ def encode_difference(
 
     extents = extents or [Extent(len(raw))]
     groups = divide(raw, base, kind_of(dtype).width, extents)
-    if len(groups) == 1 and (records := _find_records(raw, base, dtype)) is not None:
-        payload = _encode_records(raw, base, records)
-        return (Encoding.RECORDS, payload) if len(payload) < len(raw) else None
     parts, start = [], 0
     for group in groups:
         size = sum(extent.nbytes for extent in group)
@@ -82,7 +81,7 @@ def _encode_group(
         extents: What it has of each tensor; nothing if they are not to be told apart.
         alone: Whether the group is all of the chunk, so that `encode` is not tried.
     """
-    joint = _part(_encode_elements(new, old, kind_of(dtype)), new)
+    joint = _part(_encode_alike(new, old, dtype), new)
     if joint.encoding == Encoding.DENSE:
         each = _encode_each(new, old, dtype, extents, joint)
         if each and sum(len(part.payload) for part in each) < len(joint.payload):
@@ -142,6 +141,8 @@ def _encode_elements(raw: Buffer, base: Buffer, kind: ElementKind) -> Encoded:
     from casweights.kernels import dense_encode, sparse_encode
 
     share = _changed_share(raw, base, kind.width)
+    if kind is ElementKind.NUMBER:
+        share = _surer_share(raw, base, kind, share)
     found: list[Encoded] = []
     if share < _SURELY_DENSE:
         found.append((Encoding.SPARSE, sparse_encode(base, raw, kind)))
@@ -153,33 +154,53 @@ def _encode_elements(raw: Buffer, base: Buffer, kind: ElementKind) -> Encoded:
     return min(found, key=lambda item: len(item[1]))
 
 
-def _find_records(raw: Buffer, base: Buffer, dtype: DType) -> Records | None:
-    """Return the records of a chunk; None if it is better off without."""
+def _encode_alike(raw: memoryview, base: memoryview, dtype: DType) -> Encoded:
+    """Return the smaller difference, of records or of elements."""
+    kind = kind_of(dtype)
+    records = _find_records(raw, dtype)
+    if records is None:
+        return _encode_elements(raw, base, kind)
+    share = _share_as_records(raw, base, kind, records)
+    if share < _SURELY_RECORDS:
+        return Encoding.RECORDS, encode_records(raw, base, records)
+    as_elements = _encode_elements(raw, base, kind)
+    as_records = Encoding.RECORDS, encode_records(raw, base, records)
+    return min(as_elements, as_records, key=lambda item: len(item[1]))
+
+
+def _find_records(raw: memoryview, dtype: DType) -> Records | None:
+    """Return the records that a chunk may consist of; None if there are surely none."""
     from casweights.format.blocks import find_blocks
     from casweights.format.records import all_halves
 
     if dtype.code not in _MAYBE_HALVES or len(raw) < _LEAST_RECORDS:
         return None
     blocks = find_blocks(raw) if dtype.code == "U8" else None
-    if blocks is not None:
-        return blocks
-    new, old = _sampled(raw), _sampled(base)
+    return all_halves(len(raw)) if blocks is None else blocks
+
+
+def _share_as_records(
+    raw: memoryview, base: memoryview, kind: ElementKind, records: Records
+) -> float:
+    """Return what a sample takes as records, relative to elements; 1 if nothing has changed."""
+    from casweights.format.records import Records, Run
+
+    places = records.spread(_SAMPLED, _BLOCK)
+    new, old = (b"".join([data[place] for place in places]) for data in (raw, base))
     if new == old:
-        return None
-    as_halves = _encode_records(new, old, all_halves(len(new)))
-    as_elements = _encode_elements(new, old, kind_of(dtype))[1]
-    return all_halves(len(raw)) if len(as_halves) < _HALVES_SHARE * len(as_elements) else None
+        return 1
+    sampled = Records(records.fields, [Run(0, len(new) // records.nbytes)])
+    return len(encode_records(new, old, sampled)) / len(_encode_elements(new, old, kind)[1])
 
 
-def _sampled(data: Buffer) -> bytes:
-    """Return blocks spread over a chunk; all of a chunk that has no more bytes."""
-    step = len(data) // _SAMPLED & ~7
-    if step <= _BLOCK:
-        return bytes(data)
-    return b"".join(memoryview(data)[n * step :][:_BLOCK] for n in range(_SAMPLED))
+def encode_records(raw: Buffer, base: Buffer, records: Records) -> bytes:
+    """Encode a chunk of records as its difference from another one.
 
-
-def _encode_records(raw: Buffer, base: Buffer, records: Records) -> bytes:
+    Args:
+        raw: The chunk's bytes.
+        base: The other chunk's bytes, of the same length.
+        records: The records of both.
+    """
     from casweights.format.records import NUMBERS, elements, expected, join
 
     old, new = records.take_apart(base), records.take_apart(raw)
@@ -194,6 +215,26 @@ def _encode_records(raw: Buffer, base: Buffer, records: Records) -> bytes:
         found = elements(field, after.data, known)
         streams.append(_encode_elements(found.data.cast("B"), known.data.cast("B"), NUMBERS))
     return join(records, streams)
+
+
+def _surer_share(raw: Buffer, base: Buffer, kind: ElementKind, share: float) -> float:
+    """Return a share of changed numbers for which `_encode_elements` tries the better encoding.
+
+    There are one or two numbers in each byte of a chunk, so that both would take long.
+    """
+    from casweights.kernels import dense_encode, sparse_encode
+
+    if len(raw) <= _LEAST_NUMBERS or not _SURELY_SPARSE < share < _SURELY_DENSE:
+        return share
+    new, old = (_sampled(data) for data in (raw, base))
+    is_sparse = len(sparse_encode(old, new, kind)) < len(dense_encode(old, new, kind)) - _TABLES
+    return _SURELY_SPARSE if is_sparse else _SURELY_DENSE
+
+
+def _sampled(data: Buffer) -> bytes:
+    """Return blocks spread over a stream of numbers."""
+    step = len(data) // _BLOCKS & ~1
+    return b"".join([memoryview(data)[n * step :][: 2 * _BLOCK] for n in range(_BLOCKS)])
 
 
 def _changed_share(raw: Buffer, base: Buffer, width: int) -> float:

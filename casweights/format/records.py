@@ -7,12 +7,19 @@ changes, most of its numbers do, and by how much follows from the two scales.
 
 from __future__ import annotations
 
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from casweights.kernels import expect
+from casweights.kernels import (
+    expect,
+    number_elements,
+    pack_numbers,
+    put_field,
+    take_field,
+    unpack_numbers,
+)
 from casweights.kernels.kinds import ElementKind
 from casweights.kernels.reference.bits import PayloadReader, varint
 
@@ -26,7 +33,6 @@ MAX_RUNS = 65_536
 NUMBERS = ElementKind.NUMBER  # what the numbers of a field become
 HALVES = 4  # bits of a number of which two are a byte
 _BYTES, _SCALE_BYTES = 0, 2
-_CONTEXT_BITS = 4  # of a number without a scale
 
 
 class Field(NamedTuple):
@@ -82,37 +88,66 @@ class Records(NamedTuple):
 
     def take_apart(self, data: Buffer) -> list[np.ndarray]:
         """Return a copy of the bytes in no record, and then of those of each field."""
-        rest, rows = self._places(np.frombuffer(data, np.uint8))
-        columns = [np.concatenate([row[:, own] for row in rows]) for own in self._columns()]
-        return [np.concatenate(rest), *(column.reshape(-1) for column in columns)]
+        rest, runs = self._places(np.frombuffer(data, np.uint8))
+        streams = [np.concatenate(rest)]
+        for offset, field in self._offsets():
+            stream = np.empty(self._count * field.nbytes, np.uint8)
+            for run, own in self._shares(runs, stream, field):
+                take_field(run.data, self.nbytes, offset, own.data)
+            streams.append(stream)
+        return streams
 
     def put_together(self, streams: Sequence[np.ndarray], out: memoryview) -> None:
         """Put the bytes that `take_apart` returned into `out`."""
-        rest, rows = self._places(np.frombuffer(out, np.uint8))
+        rest, runs = self._places(np.frombuffer(out, np.uint8))
         at = 0
         for piece in rest:
             piece[:] = streams[0][at : at + len(piece)]
             at += len(piece)
-        at = 0
-        for row in rows:
-            for own, stream in zip(self._columns(), streams[1:], strict=True):
-                row[:, own] = stream.reshape(-1, own.stop - own.start)[at : at + len(row)]
-            at += len(row)
+        for (offset, field), stream in zip(self._offsets(), streams[1:], strict=True):
+            for run, own in self._shares(runs, stream, field):
+                put_field(own.data, self.nbytes, offset, run.data)
+
+    def spread(self, count: int, nbytes: int) -> list[slice]:
+        """Return where about `count` times `nbytes` bytes of records are, spread over all."""
+        places, at, each = [], 0, max(1, nbytes // self.nbytes)
+        for skipped, records in self.runs:
+            at += skipped
+            pieces = -(-count * records // self._count)
+            firsts = [records * n // pieces for n in range(pieces + 1)]
+            for first, limit in pairwise(firsts):
+                last = min(first + each, limit)
+                places.append(slice(at + first * self.nbytes, at + last * self.nbytes))
+            at += records * self.nbytes
+        return places
+
+    @property
+    def _count(self) -> int:
+        return sum(run.records for run in self.runs)
 
     def _places(self, data: np.ndarray) -> tuple[list[np.ndarray], list[np.ndarray]]:
-        """Return views of the bytes in no record, and of each run with a row for each record."""
-        rest, rows, at = [], [], 0
+        """Return views of the bytes in no record, and of those of each run."""
+        rest, runs, at = [], [], 0
         for skipped, records in self.runs:
             start, at = at + skipped, at + skipped + records * self.nbytes
             rest.append(data[start - skipped : start])
-            rows.append(data[start:at].reshape(records, self.nbytes))
-        return [*rest, data[at:]], rows
+            runs.append(data[start:at])
+        return [*rest, data[at:]], runs
 
-    def _columns(self) -> list[slice]:
-        ends = accumulate(field.nbytes for field in self.fields)
-        return [
-            slice(end - field.nbytes, end) for field, end in zip(self.fields, ends, strict=True)
-        ]
+    def _offsets(self) -> Iterator[tuple[int, Field]]:
+        """Yield each field and the bytes of a record before it."""
+        starts = accumulate((field.nbytes for field in self.fields), initial=0)
+        yield from zip(starts, self.fields, strict=False)
+
+    def _shares(
+        self, runs: Sequence[np.ndarray], stream: np.ndarray, field: Field
+    ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Yield each run and what a field's stream has of it."""
+        at = 0
+        for run in runs:
+            end = at + len(run) // self.nbytes * field.nbytes
+            yield run, stream[at:end]
+            at = end
 
 
 def all_halves(total: int) -> Records:
@@ -128,21 +163,22 @@ def expected(field: Field, old: Buffer, scales: tuple[Buffer, Buffer] | None) ->
         old: Its bytes in the base.
         scales: The bytes of its scale in the base and in the chunk; None if it has none.
     """
-    numbers = _unpacked(np.frombuffer(old, np.uint8), field.bits)
+    count = len(memoryview(old)) * 8 // field.bits
+    out = np.empty(count, "<u2")
     if scales is None:
-        context = (numbers >> (field.bits - _CONTEXT_BITS)).astype("<u2")
-        known: np.ndarray = context << 8 | numbers
-        return known
-    out = np.empty(len(numbers), "<u2")
-    expect(*scales, numbers.data, field.bits, out.data.cast("B"))
+        number_elements(old, field.bits, b"", out.data.cast("B"))
+    else:
+        numbers = np.empty(count, np.uint8)
+        unpack_numbers(old, field.bits, numbers.data)
+        expect(*scales, numbers.data, field.bits, out.data.cast("B"))
     return out
 
 
 def elements(field: Field, new: Buffer, base: np.ndarray) -> np.ndarray:
     """Return the elements of a field's numbers, given those that are expected."""
-    numbers = _unpacked(np.frombuffer(new, np.uint8), field.bits)
-    known: np.ndarray = base & np.uint16(0xFF00) | numbers
-    return known
+    out = np.empty(len(base), "<u2")
+    number_elements(new, field.bits, base.data.cast("B"), out.data.cast("B"))
+    return out
 
 
 def packed(field: Field, found: np.ndarray, base: np.ndarray) -> np.ndarray:
@@ -151,24 +187,9 @@ def packed(field: Field, found: np.ndarray, base: np.ndarray) -> np.ndarray:
     Raises:
         ValueError: An element differs from the expected one in more than its number.
     """
-    if ((found ^ base) >> field.bits).any():
-        raise ValueError("one of its numbers is out of range")
-    numbers = found.astype(np.uint8)
-    if field.bits == 8:
-        return numbers ^ np.uint8(128)
-    pairs = numbers.reshape(-1, 2)
-    both: np.ndarray = pairs[:, 0] | pairs[:, 1] << 4
-    return both
-
-
-def _unpacked(data: np.ndarray, bits: int) -> np.ndarray:
-    """Return numbers as those from 0 on."""
-    if bits == 8:
-        return data ^ np.uint8(128)
-    halves = np.empty((len(data), 2), np.uint8)
-    np.bitwise_and(data, 15, out=halves[:, 0])
-    np.right_shift(data, 4, out=halves[:, 1])
-    return halves.reshape(-1)
+    out = np.empty(len(base) * field.bits // 8, np.uint8)
+    pack_numbers(found.data.cast("B"), base.data.cast("B"), field.bits, out.data)
+    return out
 
 
 def join(records: Records, streams: Sequence[tuple[int, Buffer]]) -> bytes:

@@ -24,18 +24,32 @@ if TYPE_CHECKING or COMPILED:
     from casweights.kernels._compiled import (
         cast,
         changes,
+        count_values,
         dense_decode,
         dense_encode,
         expect,
         join_planes,
+        number_elements,
+        pack_numbers,
+        put_field,
         sparse_decode,
         sparse_encode,
         split_planes,
         swap,
+        take_field,
+        unpack_numbers,
     )
 else:
     from casweights.kernels.reference.casts import cast
     from casweights.kernels.reference.dense import dense_decode, dense_encode
+    from casweights.kernels.reference.fields import (
+        count_values,
+        number_elements,
+        pack_numbers,
+        put_field,
+        take_field,
+        unpack_numbers,
+    )
     from casweights.kernels.reference.numbers import expect
     from casweights.kernels.reference.patches import changes, swap
     from casweights.kernels.reference.planes import join_planes, split_planes
@@ -45,12 +59,18 @@ __all__ = [
     "COMPILED",
     "cast",
     "changes",
+    "count_values",
     "dense_decode",
     "dense_encode",
     "expect",
     "join_planes",
+    "number_elements",
+    "pack_numbers",
+    "put_field",
     "sparse_decode",
     "sparse_encode",
     "split_planes",
     "swap",
+    "take_field",
+    "unpack_numbers",
 ]

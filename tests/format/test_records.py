@@ -14,11 +14,22 @@ from casweights.format.blocks import FORMATS, find_blocks
 from casweights.format.codecs import Encoding, decode
 from casweights.format.derived import decode_derived
 from casweights.format.derived import join as join_derived
-from casweights.format.differences import encode_difference
+from casweights.format.differences import encode_difference, encode_records
 from casweights.format.dtypes import DTYPES
 from casweights.format.elements import kind_of
+from casweights.format.layout import Extent
+from casweights.format.parts import split as split_parts
 from casweights.format.patterns import Slice
-from casweights.format.records import Field, Records, Run, join, split
+from casweights.format.records import (
+    Field,
+    Records,
+    Run,
+    all_halves,
+    elements,
+    expected,
+    join,
+    split,
+)
 from casweights.kernels import dense_encode, sparse_encode
 from casweights.kernels.kinds import ElementKind
 from casweights.kernels.reference.bits import varint
@@ -53,12 +64,16 @@ def fine_tuned(blocks: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 
 
 def encode(raw: bytes, base: bytes) -> bytes:
-    """Encode a difference of records, and check that the library and the page decode it."""
-    page = importlib.import_module("tools.spec.chunks")
+    """Encode a difference as records, and check that the library and the page decode it."""
     encoded = encode_difference(memoryview(raw), base, U8)
     assert encoded is not None
     assert encoded[0] is Encoding.RECORDS
-    payload = bytes(encoded[1])
+    return checked(bytes(encoded[1]), raw, base)
+
+
+def checked(payload: bytes, raw: bytes, base: bytes) -> bytes:
+    """Check that the library and the page decode a difference of records, and return it."""
+    page = importlib.import_module("tools.spec.chunks")
     assert decoded(payload, base) == raw
     if len(raw) < 100_000:
         assert page.decode(payload, Encoding.RECORDS, len(raw), base) == raw
@@ -140,7 +155,58 @@ def test_any_change_of_blocks_comes_back(name: str, change: str) -> None:
         new[2000] ^= 0xFF
     elif change == "everything":
         new[:] = rng.bytes(7) + quantized(fine_tuned(1000)[1], name) + rng.bytes(50)
-    encode(bytes(new), old)
+    records = find_blocks(new)
+    assert records is not None
+    checked(encode_records(bytes(new), old, records), bytes(new), old)
+
+
+@pytest.mark.parametrize("name", FORMATS)
+@pytest.mark.parametrize("share", [0, 1e-4, 0.01, 0.2])
+def test_records_are_not_used_where_they_are_larger(name: str, share: float) -> None:
+    """All bytes are as likely to change, which fields do not predict."""
+    rng = np.random.default_rng(8)
+    old = np.frombuffer(quantized(fine_tuned(8000)[0], name), np.uint8)
+    new = old ^ ((rng.random(len(old)) < share) * rng.integers(1, 256, len(old))).astype(np.uint8)
+    encoded = encode_difference(memoryview(new.tobytes()), old.tobytes(), U8)
+    assert encoded is not None
+    kernels = (dense_encode, sparse_encode)
+    as_bytes = min(len(kernel(old.data, new.data, ElementKind.PLAIN_8)) for kernel in kernels)
+    assert len(encoded[1]) <= 1.01 * as_bytes
+
+
+def test_a_tensor_that_changes_alone_has_records() -> None:
+    old, new = (quantized(weights, "Q8_0") for weights in fine_tuned(3000))
+    frozen = np.random.default_rng(9).bytes(400_000)
+    extents = [Extent(len(frozen)), Extent(len(new))]
+    base, raw = frozen + old, frozen + new
+    encoded = encode_difference(memoryview(raw), memoryview(base), U8, extents)
+    assert encoded is not None
+    assert encoded[0] is Encoding.PARTS
+    parts = [part.encoding for part in split_parts(encoded[1], len(raw))]
+    assert parts == [Encoding.SPARSE, Encoding.RECORDS]
+    out = bytearray(base)
+    decode(*encoded, memoryview(out))
+    assert out == raw
+    page = importlib.import_module("tools.spec.chunks")
+    assert page.decode(bytes(encoded[1]), Encoding.PARTS, len(raw), base) == raw
+
+
+@pytest.mark.parametrize("share", [0.025, 0.04, 0.07, 0.11])
+def test_many_numbers_have_the_better_encoding(share: float) -> None:
+    """A sample of them decides, since both would take long."""
+    rng = np.random.default_rng(10)
+    old = rng.integers(0, 16, 1_500_000, np.uint8)
+    moved = np.where(rng.random(len(old)) < share, old ^ 1, old)
+    base, raw = ((n[::2] | n[1::2] << 4).astype(np.uint8).tobytes() for n in (old, moved))
+    records = all_halves(len(raw))
+    payload = encode_records(raw, base, records)
+    assert decoded(payload, base) == raw
+    known = expected(records.fields[0], base, None)
+    found = elements(records.fields[0], raw, known)
+    sides = known.data.cast("B"), found.data.cast("B")
+    kernels = (dense_encode, sparse_encode)
+    best = min(len(kernel(*sides, ElementKind.NUMBER)) for kernel in kernels)
+    assert len(payload) < 1.01 * best + 40
 
 
 def test_tensors_of_floats_have_no_records() -> None:

@@ -7,6 +7,7 @@
 
 #include "cases.h"
 #include "edits.h"
+#include "records.h"
 
 static char planted[16]; /* a bug that the checks must find, to test them */
 
@@ -226,29 +227,6 @@ static void check_casts(const Case *it) {
     free(again);
 }
 
-/* Checks that all targets expect the same elements of numbers, and none that is no such element. */
-static void check_numbers(const Case *it) {
-    enum { NUMBERS = 5 };
-    size_t records = it->size / NUMBERS, count = records * NUMBERS;
-    uint16_t *found[2] = {malloc(2 * count + 1), malloc(2 * count + 1)};
-    uint8_t *numbers = malloc(count + 1);
-    CHECK(found[0] && found[1] && numbers);
-    for (unsigned bits = 4; bits <= 8; bits += 4) {
-        for (size_t n = 0; n < count; n++) numbers[n] = (uint8_t)(it->base[n] & ((1u << bits) - 1));
-        for (size_t n = 0; n < count_targets(); n++) {
-            targets[n].expect(it->base, it->bits, records, numbers, NUMBERS, bits, found[n]);
-            CHECK(!n || !memcmp(found[0], found[1], 2 * count));
-        }
-        for (size_t n = 0; n < count; n++) {
-            unsigned context = found[0][n] >> 8 & 127;
-            CHECK((found[0][n] & 255) >> bits == 0 && context <= CHANGED_SCALE + 8);
-        }
-    }
-    free(found[0]);
-    free(found[1]);
-    free(numbers);
-}
-
 static void check_case(Case *it, unsigned what, const uint8_t *edits, size_t count) {
     Writer payload = encode_everywhere(it);
     if (payload.data) {
@@ -260,7 +238,7 @@ static void check_case(Case *it, unsigned what, const uint8_t *edits, size_t cou
     free(payload.data);
     check_planes(it);
     check_casts(it);
-    check_numbers(it);
+    check_records(it, what + (unsigned)it->size);
     check_patch(it, edits, count);
     if ((what & UNSTEADY) == UNSTEADY) check_unsteady(it);
 }

@@ -55,6 +55,11 @@ typedef struct {
     void (*cast)(const uint8_t *, unsigned, unsigned, size_t, uint8_t *, unsigned, unsigned, bool);
     void (*expect)(const uint8_t *, const uint8_t *, size_t, const uint8_t *, size_t, unsigned,
                    uint16_t *);
+    void (*copy_field)(const uint8_t *, size_t, uint8_t *, size_t, size_t, size_t);
+    void (*count_values)(const uint8_t *, size_t, size_t, uint16_t *);
+    void (*unpack_numbers)(const uint8_t *, size_t, unsigned, uint8_t *);
+    void (*number_elements)(const uint8_t *, size_t, unsigned, const uint16_t *, uint16_t *);
+    bool (*pack_numbers)(const uint16_t *, const uint16_t *, size_t, unsigned, uint8_t *);
 } Target;
 
 #define WIDTHS(name, target) {name##8##target, name##16##target, name##32##target, name##64##target}
@@ -64,7 +69,9 @@ typedef struct {
             {WIDTHS(sparse_decode_, target), WIDTHS(dense_decode_, target)},   \
             WIDTHS(split_, target), WIDTHS(join_, target),                     \
             WIDTHS(changes_, target), WIDTHS(swap_, target), cast##target,     \
-            expect##target                                                     \
+            expect##target, copy_field##target, count_values##target,          \
+            unpack_numbers##target, number_elements##target,                   \
+            pack_numbers##target                                               \
     }
 
 static const Target targets[] = {

@@ -271,7 +271,7 @@ def decode_parts(stored: bytes, base: bytes) -> bytes:
     need(len(heads) >= 2, "a difference of less than two parts")
     need(sum(raw_size for _, raw_size, _ in heads) == len(base), "parts of a wrong size")
     for encoding, raw_size, size in heads:
-        need(encoding in (0, 1, 2, 3, 4, 7) and raw_size > 0, "a malformed part")
+        need(encoding in (0, 1, 2, 3, 4, 7, 8) and raw_size > 0, "a malformed part")
         part = base[at : at + raw_size] if encoding >= 3 else None
         decoded.append(decode(payload.take(size), encoding, raw_size, part))
         need(len(decoded[-1]) == raw_size, "a part of a wrong size")

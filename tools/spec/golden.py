@@ -142,6 +142,7 @@ def make_store(store: Repository, work: Path) -> dict[str, Any]:
     commit_exports(store, work / "exports", versions)
     commit_merged(store, work / "merged", versions)
     commit_blocks(store, work / "blocks", versions)
+    commit_packs(store, work / "packs", versions)
     based, lineage = commit_based(store, work / "based", [first, second], versions)
     write_wide(work / "wide")
     for number in range(3):
@@ -194,6 +195,19 @@ def commit_blocks(store: Repository, folder: Path, versions: dict[str, Any]) -> 
             blocks += struct.pack("<e32b", scale, *(round(weight / scale) for weight in weights))
         (folder / "model.gguf").write_bytes(blocks)
         version = store.commit(folder, branch="blocks", time=FIRST_TIME + timedelta(days=1))
+        versions[str(version.id)] = describe_version(version, hash_files(folder))
+
+
+def commit_packs(store: Repository, folder: Path, versions: dict[str, Any]) -> None:
+    """Commit two tensors of one chunk: zeros, and numbers of 4 bits of which some move."""
+    folder.mkdir()
+    numbers = [half & 15 for half in fp8(40_000, seed=81)]
+    for step in range(2):
+        moved = [(number + (n % 7 == 3) * step) % 16 for n, number in enumerate(numbers)]
+        packs = bytes(low | high << 4 for low, high in zip(moved[::2], moved[1::2], strict=True))
+        tensors = {"frozen": ("U8", [30_000], bytes(30_000)), "packs": ("U8", [20_000], packs)}
+        write_safetensors(folder / "model.safetensors", tensors, {})
+        version = store.commit(folder, branch="packs", time=FIRST_TIME + timedelta(days=1))
         versions[str(version.id)] = describe_version(version, hash_files(folder))
 
 

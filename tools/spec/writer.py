@@ -400,6 +400,9 @@ def _models(chunk: Chunk) -> encoders.Models:
     return encoders.Models([n % 3 for n in range(-(-elements // 128))], growth)
 
 
+_OF_PARTS = (encoders.SPARSE, encoders.DENSE, encoders.PLANES, encoders.RECORDS)
+
+
 def _parts(chunk: Chunk, base: bytes) -> bytes | None:
     """A part for each tensor of a chunk, each in another encoding ("Parts")."""
     if len(chunk.spans) < 2:
@@ -407,7 +410,7 @@ def _parts(chunk: Chunk, base: bytes) -> bytes | None:
     rows, at = [], 0
     for n, size in enumerate(chunk.spans):
         piece = Chunk(chunk.raw[at : at + size], chunk.kind, (size,))
-        for code in ((encoders.SPARSE, encoders.DENSE, encoders.PLANES)[n % 3], encoders.RAW):
+        for code in (_OF_PARTS[n % len(_OF_PARTS)], encoders.RAW):
             stored = encode(code, piece, base[at : at + size])
             if stored is not None:
                 rows.append((code, size, stored))

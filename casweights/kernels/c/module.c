@@ -14,6 +14,11 @@ typedef size_t (*Changes)(const uint8_t *, const uint8_t *, size_t, size_t, uint
 typedef bool (*Swap)(uint8_t *, size_t, const uint8_t *, size_t, uint8_t *);
 typedef void (*Expect)(const uint8_t *, const uint8_t *, size_t, const uint8_t *, size_t, unsigned,
                        uint16_t *);
+typedef void (*CopyField)(const uint8_t *, size_t, uint8_t *, size_t, size_t, size_t);
+typedef void (*CountValues)(const uint8_t *, size_t, size_t, uint16_t *);
+typedef void (*UnpackNumbers)(const uint8_t *, size_t, unsigned, uint8_t *);
+typedef void (*NumberElements)(const uint8_t *, size_t, unsigned, const uint16_t *, uint16_t *);
+typedef bool (*PackNumbers)(const uint16_t *, const uint16_t *, size_t, unsigned, uint8_t *);
 typedef void (*Cast)(const uint8_t *, unsigned, unsigned, size_t, uint8_t *, unsigned, unsigned, bool);
 
 typedef struct {
@@ -25,6 +30,11 @@ typedef struct {
     Swap swap[4];
     Cast cast;
     Expect expect;
+    CopyField copy_field;
+    CountValues count_values;
+    UnpackNumbers unpack_numbers;
+    NumberElements number_elements;
+    PackNumbers pack_numbers;
 } Target;
 
 #define ALL_WIDTHS(name, target) \
@@ -33,7 +43,9 @@ typedef struct {
     ALL_WIDTHS(sparse_encode_, target), ALL_WIDTHS(dense_encode_, target),             \
         ALL_WIDTHS(sparse_decode_, target), ALL_WIDTHS(dense_decode_, target),         \
         ALL_WIDTHS(split_, target), ALL_WIDTHS(join_, target),                         \
-        ALL_WIDTHS(changes_, target), ALL_WIDTHS(swap_, target), cast##target, expect##target
+        ALL_WIDTHS(changes_, target), ALL_WIDTHS(swap_, target), cast##target, expect##target, \
+        copy_field##target, count_values##target, unpack_numbers##target,             \
+        number_elements##target, pack_numbers##target
 
 static const Target targets[] = {
     {"portable", ALL_KERNELS(_portable)},
@@ -280,34 +292,7 @@ static PyObject *cast(PyObject *self, PyObject *args) {
     Py_RETURN_NONE;
 }
 
-static PyObject *expect(PyObject *self, PyObject *args) {
-    Py_buffer old, new, numbers;
-    Memory out;
-    int bits;
-    (void)self;
-    if (!PyArg_ParseTuple(args, "y*y*y*iw*", &old, &new, &numbers, &bits, &out.buffer)) return NULL;
-    const char *error = "numbers of 4 or 8 bits need two scales for each record, and as many elements";
-    Py_ssize_t records = old.len / 2, count = records ? numbers.len / records : 0;
-    out.copy = NULL;
-    if ((bits == 4 || bits == 8) && old.len % 2 == 0 && old.len == new.len &&
-        records * count == numbers.len && 2 * numbers.len == out.buffer.len) {
-        Py_BEGIN_ALLOW_THREADS
-        error = OUT_OF_MEMORY;
-        if (align(&out, 2)) {
-            target->expect(old.buf, new.buf, (size_t)records, numbers.buf, (size_t)count,
-                           (unsigned)bits, (uint16_t *)(void *)out.data);
-            if (out.copy) memcpy(out.buffer.buf, out.copy, (size_t)out.buffer.len);
-            error = NULL;
-        }
-        Py_END_ALLOW_THREADS
-    }
-    PyBuffer_Release(&old);
-    PyBuffer_Release(&new);
-    PyBuffer_Release(&numbers);
-    release(&out);
-    if (error) return failed(error);
-    Py_RETURN_NONE;
-}
+#include "module_records.h"
 
 static PyObject *sparse_encode(PyObject *self, PyObject *args) {
     (void)self;
@@ -362,6 +347,13 @@ static PyMethodDef methods[] = {
     {"swap", swap, METH_VARARGS, "swap(memory, positions, values, width)"},
     {"cast", cast, METH_VARARGS, "cast(elements, kind, out, out_kind, toward_zero)"},
     {"expect", expect, METH_VARARGS, "expect(old_scales, new_scales, numbers, bits, elements)"},
+    {"take_field", take_field, METH_VARARGS, "take_field(records, size, offset, stream)"},
+    {"put_field", put_field, METH_VARARGS, "put_field(stream, size, offset, records)"},
+    {"count_values", count_values, METH_VARARGS, "count_values(records, size) -> bytes"},
+    {"unpack_numbers", unpack_numbers, METH_VARARGS, "unpack_numbers(stored, bits, numbers)"},
+    {"number_elements", number_elements, METH_VARARGS,
+     "number_elements(stored, bits, known, elements)"},
+    {"pack_numbers", pack_numbers, METH_VARARGS, "pack_numbers(elements, known, bits, stored)"},
     {"use", use, METH_VARARGS, "use(target): call the kernels for this target from now on"},
     {NULL, NULL, 0, NULL},
 };

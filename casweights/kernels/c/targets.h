@@ -24,6 +24,7 @@ enum {
 #include "widths.h"
 #include "cast.h"
 #include "numbers.h"
+#include "fields.h"
 #undef TARGET
 
 /* The same templates, compiled for processors with AVX2. */
@@ -41,6 +42,7 @@ enum {
 #include "widths.h"
 #include "cast.h"
 #include "numbers.h"
+#include "fields.h"
 #if defined(__clang__)
 #pragma clang attribute pop
 #else

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import process_time
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from casweights.config import DEFAULT_CHUNK_SIZE
-from casweights.format.codecs import encode
+from casweights.format.codecs import decode, encode
 from casweights.format.differences import encode_difference
 from casweights.format.dtypes import DTYPES
 from tools.bench.encodings.states import zstd
@@ -45,16 +46,22 @@ def _rows(
     """Return the rows on one format: of all bytes, and of what XOR and zstd make of them."""
     raw = sum(len(part) for _, part in after)
     changed = ours = reference = 0
+    seconds = [0.0, 0.0]  # of encoding and decoding, on one core
     for (code, old), (_, new) in zip(before, after, strict=True):
         xor = np.frombuffer(old, np.uint8) ^ np.frombuffer(new, np.uint8)
         changed += int(np.count_nonzero(xor))
         reference += len(zstd(xor.tobytes(), 3))
-        ours += sum(_smallest(code, *chunk) for chunk in _chunks(old, new))
+        for chunk in _chunks(old, new):
+            ours += _smallest(code, *chunk, seconds)
     share = 100 * ours / raw
     note = f"{raw:,} bytes, {changed / raw:.1%} changed"
     return [
         measured(f"{what}, % of raw", share, "%", target=target, note=note),
         compared(f"{what}, of XOR", ours, reference, "bytes", target=of_xor, note="XOR, zstd-3"),
+        *(
+            measured(f"{what}, {way}", raw / time / 1e9, "GB/s", note="processor time, one core")
+            for way, time in zip(("encode", "decode"), seconds, strict=True)
+        ),
     ]
 
 
@@ -66,8 +73,18 @@ def _chunks(old: bytes, new: bytes) -> Iterable[tuple[memoryview, memoryview]]:
             yield before, after
 
 
-def _smallest(code: str, old: memoryview, new: memoryview) -> int:
-    found = encode_difference(new, old, DTYPES[code]), encode(new, DTYPES[code], "auto")
+def _smallest(code: str, old: memoryview, new: memoryview, seconds: list[float]) -> int:
+    """Return the bytes of a chunk, and add the times that its difference takes."""
+    start = process_time()
+    difference = encode_difference(new, old, DTYPES[code])
+    seconds[0] += process_time() - start
+    if difference is not None:
+        out = bytearray(old)
+        start = process_time()
+        decode(difference[0], difference[1], memoryview(out))
+        seconds[1] += process_time() - start
+        assert out == new
+    found = difference, encode(new, DTYPES[code], "auto")
     return min(len(encoded[1]) for encoded in found if encoded is not None)
 
 
