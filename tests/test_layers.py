@@ -73,6 +73,7 @@ SHARED = {
     "operations.conditions",
     "operations.collections",
     "operations.cut_columns",
+    "operations.diff_made",
     "operations.differences",
     "operations.donors",
     "operations.encode",

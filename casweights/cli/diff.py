@@ -28,6 +28,8 @@ _SIGNS = {
     "moved": Span(">", "cyan"),
     "renamed": Span(">", "cyan"),
     "copied": Span("=", "cyan"),
+    "fused": Span(">", "cyan"),
+    "split": Span(">", "cyan"),
 }
 
 
@@ -38,7 +40,9 @@ def command(session: Session, old: str, new: str) -> None:
     """Compare two versions by file and by tensor.
 
     Little more than the two manifests is read, so this is fast for versions of any size. Tensors
-    and files that have another name or place are found by content, name and shape.
+    and files that have another name or place are found by content, name and shape. If names and
+    shapes do not tell, as of tensors that were fused or split or whose layers have other numbers,
+    up to 1 GiB of them is read, and compared row by row.
 
     \b
     Example:
@@ -59,6 +63,7 @@ def _data(diff: Diff) -> dict[str, Any]:
             "new": change.new,
             "old_file": change.old_file,
             "old_tensor": change.old_tensor,
+            "sources": [{"file": file, "tensor": tensor} for file, tensor in change.sources],
             "same_content": change.has_same_content,
             "new_bytes": change.nbytes,
         }
@@ -77,7 +82,8 @@ def _data(diff: Diff) -> dict[str, Any]:
 def _paths(change: Change) -> list[str]:
     """Return the paths of the files that differ by a change."""
     old = None if change.kind == "copied" else change.old_file
-    return [change.file] if old is None else [change.file, old]
+    sources = [file for file, _ in change.sources]
+    return [change.file, *sources] if old is None else [change.file, old]
 
 
 def _lines(diff: Diff) -> Iterator[Line]:
@@ -126,11 +132,18 @@ def _change_line(change: Change, name: str, nbytes: int) -> list[Span]:
 
 def _source(change: Change) -> list[Span]:
     """Return where something was in the old version, if that was elsewhere."""
-    if change.old_file is None:
+    sources: list[tuple[str, str | None]] = [*change.sources]
+    if change.old_file is not None:
+        sources = [(change.old_file, change.old_tensor)]
+    if not sources:
         return []
-    place = change.old_file
-    if change.old_tensor is not None:
-        is_same_file = change.old_file == change.file
-        place = change.old_tensor if is_same_file else f"{change.old_tensor} in {change.old_file}"
+    places = ", ".join(_place(change, *source) for source in sources)
     content = ", same content" if change.has_same_content else ""
-    return [Span(f"  {change.kind} from {place}{content}", "cyan")]
+    return [Span(f"  {change.kind} from {places}{content}", "cyan")]
+
+
+def _place(change: Change, file: str, tensor: str | None) -> str:
+    """Return where something was, for a change."""
+    if tensor is None:
+        return file
+    return tensor if file == change.file else f"{tensor} in {file}"

@@ -10,13 +10,15 @@ from casweights.system.buffers import uninitialized
 from casweights.system.threads import Recent
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     from casweights.database import Database
     from casweights.database.reader import LocalFirstReader
     from casweights.format.file_entry import FileEntry
     from casweights.format.safetensors import TensorInfo
     from casweights.ids import ChunkId, SnapshotId
+
+    Between = Callable[[int, int], Iterable[tuple[ChunkId | None, int, int]]]
 
 # Share of a chunk's bytes: differences between unrelated weights take more.
 _MAX_RELATED = 0.6
@@ -193,6 +195,38 @@ class TensorContents:
         old, new = map(self._part, spans)
         encoded = encode_difference(new, old, one.info.dtype)
         return encoded is not None and len(encoded[1]) <= _MAX_RELATED * len(new)
+
+    def consists_of(
+        self, stored: StoredTensor, between: Between, sizes: Mapping[ChunkId, int]
+    ) -> bool:
+        """Whether a tensor has the bytes of other chunks, and no others.
+
+        Args:
+            stored: The tensor.
+            between: Returns chunk, offset and size of what is between two positions of it.
+            sizes: The raw sizes of the chunks.
+
+        Raises:
+            IntegrityError: The store is damaged.
+            StoreError: The store could not be read.
+        """
+        at = 0
+        for span in stored.spans():
+            own, place = self._part(span), 0
+            parts: dict[ChunkId, list[tuple[int, int, int]]] = {}
+            for chunk, offset, nbytes in between(at, at + span.nbytes):
+                if chunk is None:
+                    return False
+                parts.setdefault(chunk, []).append((place, offset, nbytes))
+                place += nbytes
+            at += span.nbytes
+            if place != span.nbytes:
+                return False
+            for chunk, places in parts.items():  # one by one: columns of many may alternate
+                whole = self._chunk((chunk, sizes[chunk]))
+                if any(own[to : to + n] != whole[of : of + n] for to, of, n in places):
+                    return False
+        return True
 
     def _content(self, stored: StoredTensor) -> memoryview:
         """The bytes of a small tensor, which are in one chunk."""

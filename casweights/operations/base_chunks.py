@@ -193,7 +193,7 @@ class BaseChunks:
 
         Where layers were added or removed, those that follow have other numbers than before.
         """
-        if is_numbered(tensor.name) and _form(tensor) in self._renumbered_forms:
+        if self.is_renumbered(tensor):
             return False
         same = self.tensors.named(self._path(path), tensor.name)
         infos = [self.tensors.infos[key] for key in same]
@@ -203,6 +203,10 @@ class BaseChunks:
         ):
             return True  # stages of a pipeline number their layers alike
         return self._pairs.get((path, tensor.name), ("", False))[1]
+
+    def is_renumbered(self, tensor: TensorInfo) -> bool:
+        """Whether a tensor is one of a layer of which there are more or fewer than here."""
+        return is_numbered(tensor.name) and _form(tensor) in self._renumbered_forms
 
     @cached_property
     def _renumbered_forms(self) -> set[Hashable]:

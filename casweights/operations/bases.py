@@ -68,10 +68,12 @@ class Rows(NamedTuple):
     Attributes:
         slices: What each tensor is like, by file and name.
         sizes: The raw sizes of the chunks.
+        sources: The path and name of each tensor that a tensor has rows or columns of, in order.
     """
 
     slices: Mapping[tuple[str, str], Joined | Columns] = {}
     sizes: Mapping[ChunkId, int] = {}
+    sources: Mapping[tuple[str, str], Sequence[tuple[str, str]]] = {}
 
 
 class Bases:

@@ -15,7 +15,7 @@ from casweights.errors import CasweightsError, IntegrityError, NotFoundError
 from casweights.format.layout import file_pieces
 from casweights.operations.marks import Marks, MarkTable, row_marks
 from casweights.operations.origins import Origin
-from casweights.operations.slices import Column, Columns
+from casweights.operations.slices import Column, Columns, Made
 from casweights.system.buffers import uninitialized
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def find_columns(
     read: Read,
     wanted: Mapping[Key, TensorInfo],
     version: BaseChunks,
-) -> dict[Key, Columns]:
+) -> dict[Key, Made]:
     """Return what tensors are made from whose columns are those of others.
 
     Args:
@@ -128,7 +128,7 @@ class _Search:
         self._origins = [Origin(first.columns, is_vector=True) for first in new]
         self._known: dict[ChunkId, memoryview] = {}  # the chunk that was read last
 
-    def run(self, read: Read) -> dict[Key, Columns]:
+    def run(self, read: Read) -> dict[Key, Made]:
         """Return what each new tensor is made from."""
         marks: list[tuple[int, Marks]] = []
         for number, first in enumerate(self._new):
@@ -141,8 +141,8 @@ class _Search:
             if self._is_wanted(source) and (old := self._read(source)) is not None:
                 found = self._compare(number, table, row_marks(source.part, old))
                 in_vain = 0 if found else in_vain + 1
-        made = ((first.key, self._columns(n)) for n, first in enumerate(self._new))
-        return {key: Columns(width, columns) for key, (width, columns) in made if columns}
+        made = ((first.key, self._made(n)) for n, first in enumerate(self._new))
+        return {key: one for key, one in made if one is not None}
 
     def _is_wanted(self, source: _First) -> bool:
         """Whether there is a tensor of as many rows, of which not all columns are known."""
@@ -177,8 +177,8 @@ class _Search:
                 self._origins[tensor].add(number, own.rows, own.sources, len(marks.rows))
         return bool(len(match.rows))
 
-    def _columns(self, number: int) -> tuple[int, list[Column]]:
-        """Return the bytes of a row of a new tensor, and what they are."""
+    def _made(self, number: int) -> Made | None:
+        """Return what a new tensor is made from; None if that is not known of most of it."""
         size = self._new[number].part.tensor.dtype.width
         runs = self._origins[number].runs([source.columns for source in self._sources])
         columns = []
@@ -189,4 +189,7 @@ class _Search:
             columns.append(Column(size * start, size * stop, content, width, offset))
         known = sum(column.stop - column.start for column in columns)
         width = size * self._new[number].columns
-        return width, columns if 2 * known >= width else []
+        if 2 * known < width:
+            return None
+        sources = dict.fromkeys(self._sources[run.source].key for run in runs)
+        return Made(Columns(width, columns), [*sources])

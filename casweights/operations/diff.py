@@ -1,7 +1,8 @@
 """Diff: compare two versions by tensor and by file.
 
 Their manifests decide about nearly all tensors. Small tensors that share a chunk with others are
-read where that chunk has changed, and a few chunks of tensors that seem to be renamed.
+read where that chunk has changed, and a few chunks of tensors that seem to be renamed. Tensors that
+may be fused or split, or be in layers with other numbers, are read, too, up to a limit.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from casweights.content.spans import StoredTensor, TensorContents, stored_tensors
+from casweights.operations.diff_made import MadeTensors
 from casweights.operations.pairing import Member, pair
 from casweights.operations.renumbered import renumbered
 from casweights.results import Change, ChangeKind, Diff
@@ -46,49 +48,132 @@ class _Item:
 
 
 class _Comparison:
-    """The tensors and files of two versions, and which of them belong together."""
+    """The tensors and files of two versions, and which of them belong together.
+
+    Attributes:
+        old: The items of the old version.
+        new: Those of the new one.
+        unchanged: Those that both versions have under the same key.
+        origins: The old items that new ones come from, unless it is one of the same key.
+        copied: Those of them whose old item is still there, or is another one already.
+    """
 
     def __init__(self, db: Database, old: Snapshot, new: Snapshot) -> None:
         self.old, self.new = _items(old), _items(new)
         self._contents = TensorContents(db, old.id, new.id)
         self._rewritten = _rewritten(old, new)
+        self._made = MadeTensors(db, old, new)
+        self._exact: set[Key] = set()
+        self.unchanged = {key for key in self.new if self._is_unchanged(key)}
         gone = {key: item for key, item in self.old.items() if key not in self.new}
         fresh = {key: item for key, item in self.new.items() if key not in self.old}
-        self.sources = self._tensor_pairs(gone, fresh)  # new keys, and the old ones they come from
-        self.sources |= _file_pairs(gone, fresh, self.sources)
+        pairs = self._tensor_pairs(gone, fresh)
+        pairs |= self._copies(pairs)
+        self.origins = {key: (source,) for key, source in pairs.items()} | self._parts(pairs)
+        files = {key: sources[0] for key, sources in self.origins.items()}
+        self.origins |= {key: (source,) for key, source in _file_pairs(gone, fresh, files).items()}
+        self.copied = self._find_copied()
 
-    def same(self, before: _Item, after: _Item) -> bool:
+    def _same(self, before: _Item, after: _Item) -> bool:
         """Whether two items are equal; for a safetensors file, its metadata counts alone."""
         one, other = before.content, after.content
         if isinstance(one, StoredTensor) and isinstance(other, StoredTensor):
             return self._contents.same(one, other)
         return one == other
 
-    def has_same_bytes(self, before: _Item, after: _Item) -> bool:
-        """Whether two tensors or files have the same bytes."""
+    def has_same_bytes(self, key: Key) -> bool:
+        """Whether a new tensor or file has the bytes of what it comes from, and no others."""
+        sources = self.origins.get(key, ())
+        if key in self._exact or len(sources) != 1:
+            return key in self._exact
+        before, after = self.old[sources[0]], self.new[key]
         if isinstance(before.content, StoredTensor):
-            return self.same(before, after)
+            return self._same(before, after)
         return before.places == after.places
 
-    def is_unchanged(self, key: Key) -> bool:
+    def _is_unchanged(self, key: Key) -> bool:
         """Whether both versions have an item under this key, with the same content."""
         before, after = self.old.get(key), self.new.get(key)
         if key in self._rewritten or before is None or after is None:
             return False
-        return self.same(before, after)
+        return self._same(before, after)
 
-    def copies(self) -> dict[Key, Key]:
-        """Return the new items that have the content of an old one that is still there."""
-        stays = (key for key in self.old if key in self.new)
-        found_at = {(self.old[key].places, self.old[key].description): key for key in stays}
+    def kind(self, key: Key) -> ChangeKind:
+        """Return how an item of the new version differs."""
+        sources = self.origins.get(key)
+        if sources is None:
+            return ChangeKind.CHANGED if key in self.old else ChangeKind.ADDED
+        if len(sources) > 1:
+            return ChangeKind.FUSED
+        if self._is_part(key, sources[0]):
+            return ChangeKind.SPLIT
+        if key in self.copied:
+            return ChangeKind.COPIED
+        name, old_name = (k[1] or k[0].rpartition("/")[2] for k in (key, sources[0]))
+        return ChangeKind.MOVED if name == old_name else ChangeKind.RENAMED
+
+    def removed(self) -> set[Key]:
+        """Return the old items that are no longer there, under any key."""
+        used = {source for sources in self.origins.values() for source in sources}
+        return {key for key in self.old if key not in used and not self._stays(key)}
+
+    def _stays(self, key: Key) -> bool:
+        """Whether an old item is still there, under its own key."""
+        return key in self.new and key not in self.origins
+
+    def _is_part(self, key: Key, source: Key) -> bool:
+        after, before = self.new[key].content, self.old[source].content
+        if isinstance(after, StoredTensor) and isinstance(before, StoredTensor):
+            return after.info.nbytes < before.info.nbytes
+        return False
+
+    def _find_copied(self) -> set[Key]:
+        taken: set[Key] = set()
+        copied: set[Key] = set()
+        for key in sorted(self.origins, key=_order):
+            sources = self.origins[key]
+            if self._stays(sources[0]) or sources[0] in taken:
+                copied.add(key)
+            taken.update(sources)
+        return copied
+
+    def _copies(self, pairs: Mapping[Key, Key]) -> dict[Key, Key]:
+        """Return the new items that have the content of an old one that is not theirs."""
+        found_at = {(item.places, item.description): key for key, item in self.old.items()}
         found = {}
         for key, item in self.new.items():
-            is_free = key not in self.old and key not in self.sources
-            source = (
-                found_at.get((item.places, item.description)) if is_free and item.places else None
-            )
-            if source is not None:
-                found[key] = source
+            if key not in pairs and self._is_open(key) and item.places:
+                source = found_at.get((item.places, item.description))
+                if source is not None:
+                    found[key] = source
+        return found
+
+    def _is_open(self, key: Key) -> bool:
+        """Whether names do not tell what a new item comes from."""
+        if key not in self.old:
+            return True
+        before, after = self.old[key].content, self.new[key].content
+        if isinstance(before, StoredTensor) and isinstance(after, StoredTensor):
+            return key not in self.unchanged and self._made.is_uncertain(before.info, after.info)
+        return False
+
+    def _parts(self, pairs: Mapping[Key, Key]) -> dict[Key, tuple[Key, ...]]:
+        """Return the tensors that come from rows or columns of old ones."""
+        wanted = {key: item for key, item in self.new.items() if key not in pairs}
+        wanted = {key: item for key, item in wanted.items() if self._is_open(key)}
+        used = set(pairs.values())
+        left = {
+            key: item
+            for key, item in self.old.items()
+            if key not in used and (key not in self.new or key in wanted)
+        }
+        found: dict[Key, tuple[Key, ...]] = {}
+        for key, origin in self._made.find(_stored(wanted), _stored(left), self._contents).items():
+            sources: tuple[Key, ...] = tuple(origin.sources)
+            if sources != (key,) or self._is_part(key, key):
+                found[key] = sources
+                if origin.has_same_content:
+                    self._exact.add(key)
         return found
 
     def _tensor_pairs(
@@ -132,15 +217,8 @@ def diff(db: Database, old: Snapshot, new: Snapshot) -> Diff:
     """
     work = _Comparison(db, old, new)
     had = {chunk for item in work.old.values() for chunk in item.sizes}
-    moved, copied = work.sources, work.copies()
-    left = set(moved.values())
-    changes, unchanged = [], 0
-    for key in sorted(work.old.keys() | work.new.keys(), key=lambda k: (k[0], k[1] or "")):
-        if work.is_unchanged(key):
-            unchanged += 1
-        elif key not in left:
-            source = moved.get(key) or copied.get(key) or key
-            changes.append(_change(work, key, source, had, is_copy=key in copied))
+    changed = [_change(work, key, had) for key in work.new if key not in work.unchanged]
+    removed = [_removed(key, work.old[key]) for key in work.removed()]
     fresh: dict[ChunkId, int] = {}
     for file in new.files:
         pieces = file.pieces(new.config.chunk_size)
@@ -148,40 +226,53 @@ def diff(db: Database, old: Snapshot, new: Snapshot) -> Diff:
     return Diff(
         old=old.id,
         new=new.id,
-        changes=tuple(changes),
-        unchanged=unchanged,
+        changes=tuple(sorted([*removed, *changed], key=lambda one: _order((one.file, one.tensor)))),
+        unchanged=len(work.unchanged),
         nbytes=sum(fresh.values()),
     )
 
 
-def _change(
-    work: _Comparison, key: Key, source: Key, had: set[ChunkId], *, is_copy: bool
-) -> Change:
-    """Return the change of an item whose old place is `source`."""
-    before, after = work.old.get(source), work.new.get(key)
-    sizes = after.sizes if after else {}
-    is_elsewhere = source != key
-    is_same = is_elsewhere and before and after and work.has_same_bytes(before, after)
+def _order(key: Key) -> tuple[str, str]:
+    return key[0], key[1] or ""
+
+
+def _removed(key: Key, item: _Item) -> Change:
     return Change(
-        kind=ChangeKind.COPIED if is_copy else _kind(key, source, before, after),
+        kind=ChangeKind.REMOVED,
         file=key[0],
         tensor=key[1],
-        old=before.description if before else None,
-        new=after.description if after else None,
-        nbytes=sum(n for chunk, n in sizes.items() if chunk not in had),
-        old_file=source[0] if is_elsewhere else None,
-        old_tensor=source[1] if is_elsewhere else None,
-        has_same_content=bool(is_same),
+        old=item.description,
+        new=None,
+        nbytes=0,
     )
 
 
-def _kind(key: Key, source: Key, before: _Item | None, after: _Item | None) -> ChangeKind:
-    if before is None or after is None:
-        return ChangeKind.ADDED if after else ChangeKind.REMOVED
-    if source == key:
-        return ChangeKind.CHANGED
-    name, old_name = (k[1] or k[0].rpartition("/")[2] for k in (key, source))
-    return ChangeKind.MOVED if name == old_name else ChangeKind.RENAMED
+def _change(work: _Comparison, key: Key, had: set[ChunkId]) -> Change:
+    """Return how an item of the new version differs."""
+    after, sources = work.new[key], work.origins.get(key, ())
+    before = work.old.get(sources[0] if sources else key)
+    is_fused = len(sources) > 1
+    file, tensor = sources[0] if sources and not is_fused else (None, None)
+    return Change(
+        kind=work.kind(key),
+        file=key[0],
+        tensor=key[1],
+        old=before.description if before and not is_fused else None,
+        new=after.description,
+        nbytes=sum(n for chunk, n in after.sizes.items() if chunk not in had),
+        old_file=file,
+        old_tensor=tensor,
+        has_same_content=work.has_same_bytes(key),
+        sources=tuple((file, tensor or "") for file, tensor in sources) if is_fused else (),
+    )
+
+
+def _stored(items: Mapping[Key, _Item]) -> dict[tuple[str, str], StoredTensor]:
+    return {
+        (file, name): item.content
+        for (file, name), item in items.items()
+        if name is not None and isinstance(item.content, StoredTensor)
+    }
 
 
 def _members(items: Mapping[Key, _Item]) -> tuple[list[Key], list[Member]]:

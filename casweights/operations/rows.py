@@ -21,11 +21,11 @@ from casweights.operations.bases import Rows
 from casweights.operations.cut_columns import find_columns
 from casweights.operations.marks import Marks, MarkTable, form_of, marks_of, row_count
 from casweights.operations.origins import Origin
-from casweights.operations.slices import ChunkSlice, Joined
+from casweights.operations.slices import ChunkSlice, Joined, Made
 from casweights.system.buffers import uninitialized
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from casweights.database import Database
     from casweights.format.layout import Piece
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from casweights.operations.base_chunks import BaseChunks, LaidOut
     from casweights.operations.bases import Bases
     from casweights.operations.marks import Form, Match
-    from casweights.operations.slices import Columns
+    from casweights.operations.origins import Run
 
     Read = Callable[[str, Piece], memoryview]
     Key = tuple[str, str]
@@ -114,21 +114,47 @@ def find_rows(
     unsure = _unsure(files, bases) if versions else {}
     if not unsure:
         return bases
-    new = _New(files, unsure, db.config.chunk_size)
+    rows = search_rows(db, files, read, unsure, versions)
+    return bases.with_rows(rows, versions[0]) if rows.slices else bases
+
+
+def search_rows(
+    db: Database,
+    files: Sequence[LaidOut],
+    read: Read,
+    wanted: Mapping[Key, TensorInfo],
+    versions: Iterable[BaseChunks],
+) -> Rows:
+    """Return what tensors of a new version are made from, by their contents alone.
+
+    Args:
+        db: The store.
+        files: The files of the new version.
+        read: Returns the new version's bytes at a place.
+        wanted: The tensors.
+        versions: The versions whose tensors may have these rows, the likeliest one first.
+
+    Raises:
+        StoreError: The store could not be read.
+    """
+    new = _New(files, wanted, db.config.chunk_size)
     if new.nbytes < _MIN_BYTES or not new.load(read):
-        return bases
-    slices: dict[Key, Joined | Columns] = {}
+        return Rows()
+    made: dict[Key, Made] = {}
     sizes: dict[ChunkId, int] = {}
     for version in versions:
         found = _Search(db, version, new).run()
-        slices |= found
+        made |= found
         sizes |= version.tensors.sizes
         new.forget(found)
         left = {tensor.key: tensor.info for tensor in new.wanted()}
-        cut = find_columns(db, files, read, left, version) if left else {}
-        slices |= cut
-        new.forget(slices)
-    return bases.with_rows(Rows(slices, sizes), versions[0]) if slices else bases
+        made |= find_columns(db, files, read, left, version) if left else {}
+        new.forget(made)
+    return Rows(
+        {key: one.content for key, one in made.items()},
+        sizes,
+        {key: one.sources for key, one in made.items()},
+    )
 
 
 def affordable(bases: Bases, files: Sequence[LaidOut], chunk_size: int) -> Bases:
@@ -191,7 +217,7 @@ class _New:
     """
 
     def __init__(
-        self, files: Sequence[LaidOut], unsure: dict[Key, TensorInfo], chunk_size: int
+        self, files: Sequence[LaidOut], unsure: Mapping[Key, TensorInfo], chunk_size: int
     ) -> None:
         self.tensors = [_Tensor(key, info, _origin(info)) for key, info in unsure.items()]
         self._numbers = {tensor.key: number for number, tensor in enumerate(self.tensors)}
@@ -282,7 +308,7 @@ class _Search:
             for key, numbers in chunks.items()
         ]
 
-    def run(self) -> dict[Key, Joined]:
+    def run(self) -> dict[Key, Made]:
         """Return what each new tensor is made from that has rows of this version."""
         with self._reader.ahead() as announce:
             for numbers in _groups(self._in_order(), _AHEAD):
@@ -371,18 +397,20 @@ class _Search:
             return None
         return _Shift(*values[:, most].tolist())
 
-    def _slices(self) -> dict[Key, Joined]:
+    def _slices(self) -> dict[Key, Made]:
         rows = [row_count(source.info) for source in self._sources]
-        found: dict[Key, Joined] = {}
+        found: dict[Key, Made] = {}
         for tensor in self._new.wanted():
             if 0 < tensor.origin.rows <= _LEAST_FOUND * tensor.origin.covered:
-                found[tensor.key] = Joined(list(self._slices_of(tensor, rows)))
+                runs = tensor.origin.runs(rows)
+                sources = dict.fromkeys(self._sources[run.source].key for run in runs)
+                found[tensor.key] = Made(Joined(list(self._slices_of(tensor, runs))), [*sources])
         return found
 
-    def _slices_of(self, tensor: _Tensor, rows: Sequence[int]) -> Iterator[ChunkSlice]:
+    def _slices_of(self, tensor: _Tensor, runs: Iterable[Run]) -> Iterator[ChunkSlice]:
         """Yield what a tensor is made from, with zeros in between."""
         size, at = form_of(tensor.info).nbytes, 0
-        for start, stop, source, shift in tensor.origin.runs(rows):
+        for start, stop, source, shift in runs:
             if start > at:
                 yield ChunkSlice(None, 0, (start - at) * size)
             begin, end = (start - shift) * size, (stop - shift) * size

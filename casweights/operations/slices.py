@@ -168,6 +168,18 @@ class Columns:
         return dict.fromkeys(chunk for one in self._columns for chunk in one.source.chunks())
 
 
+class Made(NamedTuple):
+    """What a tensor is made from.
+
+    Attributes:
+        content: Its bytes.
+        sources: The path and name of each tensor that they are of, in order.
+    """
+
+    content: Joined | Columns
+    sources: Sequence[tuple[str, str]]
+
+
 def cover(piece: Piece, bytes_of: Callable[[TensorInfo], Joined | Columns]) -> Sequence[ChunkSlice]:
     """Return what may lie at the place of a chunk, in order.
 

@@ -275,7 +275,7 @@ class Repository(WholeStore):
         return lineage(self._db, self.resolve(ref))
 
     def diff(self, old: Ref, new: Ref) -> Diff:
-        """Compare two versions by file and tensor; little more than their manifests is read."""
+        """Compare versions by file and tensor; reads manifests, and 1 GiB of tensors at most."""
         from casweights.operations.diff import diff
 
         return diff(self._db, self.snapshot(old), self.snapshot(new))

@@ -215,8 +215,9 @@ class ChangeKind(StrEnum):
     """The kinds of differences between two versions.
 
     A tensor is *moved* if it has the same name in another file, and *renamed* if it has another
-    name; a file is moved if it lies in another folder. Both may have changed as well. A tensor or
-    file that is new, but has the content of one that is still there, is *copied*.
+    name; a file is moved if it lies in another folder. A tensor or file that is new, but comes from
+    one that is still there, is *copied*. A tensor is *fused* if it has the rows or columns of
+    several, and *split* if it has a part of those of one. All of these may have changed as well.
     """
 
     ADDED = "added"
@@ -225,6 +226,8 @@ class ChangeKind(StrEnum):
     MOVED = "moved"
     RENAMED = "renamed"
     COPIED = "copied"
+    FUSED = "fused"
+    SPLIT = "split"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -237,12 +240,15 @@ class Change:
         tensor: Name of the tensor; None for a whole file, or for the metadata of a safetensors
             file.
         old: Type and shape or size in the old version, as ``"BF16 [4, 8]"`` or ``"120 bytes"``;
-            None if the old version does not have it.
+            None if the old version does not have it, or if it is fused from several.
         new: The same in the new version; None if the new version does not have it.
         nbytes: Bytes of it that lie in chunks that only the new version has.
-        old_file: Path of the file in the old version, if it was moved, renamed or copied.
-        old_tensor: Name of the tensor in the old version, if it was moved, renamed or copied.
+        old_file: Path of the file in the old version, if it was moved, renamed, copied or split.
+        old_tensor: Name of the tensor in the old version, if it was moved, renamed, copied or
+            split.
         has_same_content: Whether both versions have the same bytes, whatever they call them.
+        sources: Path and name of each tensor that it was fused from, in the order of its rows or
+            columns.
     """
 
     kind: ChangeKind
@@ -254,6 +260,7 @@ class Change:
     old_file: str | None = None
     old_tensor: str | None = None
     has_same_content: bool = False
+    sources: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
