@@ -19,6 +19,7 @@ MODULES = {
     "peers": "encodings.peers",
     "recall": "recall",
     "relatives": "relatives",
+    "shapes": "shapes",
     "store": "store",
     "sync": "sync.main",
     "variants": "variants",

@@ -6,29 +6,24 @@ The same change is committed in the layout of the version before, and in another
 from __future__ import annotations
 
 import shutil
-import tempfile
 from itertools import pairwise
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from safetensors.torch import save_file
 
-import casweights
-from tools.bench.harness import compared
-
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from pathlib import Path
 
     from casweights import Repository
-    from tools.bench.harness import Result
 
     State = dict[str, torch.Tensor]
     Files = dict[str, State]
 
 _HEADS, _GROUPS = 8, 2  # of queries, and of keys and values
 _ENDS = ("o_proj.weight", "down_proj.weight", "wo.weight", "w2.weight")
-_SHARE = 0.01  # of the elements, which change from one version to the next
+SHARE = 0.01  # of the elements, which change from one version to the next
 _NAMES = {
     "model.embed_tokens": "tok_embeddings",
     "model.norm": "norm",
@@ -133,7 +128,7 @@ def _rows_of(width: int, keys: int) -> list[tuple[str, int]]:
     return [("q", width), ("k", keys), ("v", keys)]
 
 
-def stepped(state: State, share: float = _SHARE, seed: int = 1) -> State:
+def stepped(state: State, share: float = SHARE, seed: int = 1) -> State:
     """Return the state with a share of the elements moved by one step."""
     generator = torch.Generator().manual_seed(seed)
     changed = {}
@@ -189,32 +184,3 @@ def added(
     before = repo.stats().pack_bytes
     repo.commit(write(new, folder))
     return repo.stats().pack_bytes - before
-
-
-def rows() -> list[Result]:
-    """Compare the same change in other layouts."""
-    plain, state = Layout(), model()
-    cases = [
-        ("6 renamed, resharded", plain, Layout(renamed=True, files=3), 1.05),
-        ("7 q/k/v, gate/up fused", plain, Layout(fused="all"), 1.10),
-        ("8 fused by groups of heads", plain, Layout(fused="groups"), 1.10),
-        ("9 fused ones split, renamed", Layout(fused="all"), Layout(renamed=True), 1.10),
-        ("10 two ranks made four", Layout(ranks=2), Layout(ranks=4), 1.10),
-        ("11 joined by columns, too", Layout(ranks=4, by_columns=True), plain, 1.10),
-    ]
-    found = []
-    with tempfile.TemporaryDirectory() as scratch:
-        for number, (name, old, new, target) in enumerate(cases):
-            costs: list[int] = []
-            for layout in (new, old):
-                store = Path(scratch) / f"{number}-{len(costs)}"
-                with casweights.open(store, create=True) as repo:
-                    files = old.of(state), layout.of(stepped(state))
-                    costs.append(added(repo, *files, Path(scratch) / "model"))
-            found.append(_row(name, costs[0], costs[1], target))
-    return found
-
-
-def _row(name: str, ours: int, reference: int, target: float) -> Result:
-    note = f"{_SHARE:.0%} changed, against the same change in the layout of the parent"
-    return compared(f"{name}: bytes", ours, reference, "bytes", target=target, note=note)

@@ -1,8 +1,8 @@
 """Measures how variants find their bases: many unrelated models, and one light fine-tune of some.
 
 Each fine-tune is committed to a branch of its own without a parent, renamed, stitched of several
-models, and once more with what it was made from as its parent: the reference. Then models change
-their layout from one version to the next. Prints a table and one line of JSON.
+models, and once more with what it was made from as its parent: the reference.
+Prints a table and one line of JSON.
 Usage: tools/bench/run variants [--bases N]
 """
 
@@ -19,7 +19,6 @@ import casweights
 from casweights.format import names
 from casweights.stores.memory import MemoryStore
 from casweights.testing import CountingStore
-from tools.bench import layouts
 from tools.bench.harness import compared, measured, paired, report
 from tools.bench.hub.relatives import count_requests, filled
 from tools.bench.models import base, shuffled, stitched, tuned
@@ -146,7 +145,7 @@ def main() -> int:
         raise SystemExit(f"--bases must be at least {_TUNED}, got {count}")
     costs = Costs(count)
     facts = {"unrelated models": count, "fine-tunes of each kind": _TUNED}
-    rows = [*costs.rows(), requests(count), *layouts.rows()]
+    rows = [*costs.rows(), requests(count)]
     return report("Variants that find their bases", facts, rows)
 
 
