@@ -10,6 +10,7 @@ import ast
 import graphlib
 import subprocess
 import sys
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -18,7 +19,7 @@ import pytest
 import casweights
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 # The rooms that each room may import, from the lowest room up.
 VALUES = {
@@ -160,9 +161,18 @@ class Import(NamedTuple):
     annotation: bool
 
 
-def imports() -> Iterator[Import]:
-    for path in sorted(ROOT.rglob("*.py")):
-        tree = ast.parse(path.read_text())
+@cache
+def trees() -> dict[Path, ast.Module]:
+    return {path: ast.parse(path.read_text()) for path in sorted(ROOT.rglob("*.py"))}
+
+
+@cache
+def imports() -> Sequence[Import]:
+    return [*_imports()]
+
+
+def _imports() -> Iterator[Import]:
+    for path, tree in trees().items():
         annotations: set[int] = set()
         for node in ast.walk(tree):
             if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
@@ -276,8 +286,8 @@ def test_foreign_modules_are_imported_only_where_allowed() -> None:
 def test_only_the_command_line_reads_the_environment() -> None:
     readers = {
         room(module_name(path))
-        for path in ROOT.rglob("*.py")
-        for node in ast.walk(ast.parse(path.read_text()))
+        for path, tree in trees().items()
+        for node in ast.walk(tree)
         if isinstance(node, ast.Attribute)
         and ast.unparse(node) in ("os.environ", "os.getenv", "os.environb")
     }

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
@@ -23,8 +24,10 @@ from tests.findings import (
     listed,
     suspects,
 )
+from tests.operations.damage import copy_of
 
 if TYPE_CHECKING:
+    from casweights import SnapshotId
     from casweights.stores.base import ObjectStore
     from tests.histories import State
 
@@ -67,16 +70,44 @@ SITUATIONS = [
 ]
 
 
-@pytest.mark.parametrize("healer", HEALERS.values(), ids=HEALERS)
-@pytest.mark.parametrize(("damage", "position", "remote"), sorted(SITUATIONS))
-def test_each_kind_of_writer_stores_damaged_chunks_again(
-    healer: Any, damage: str, position: int, remote: bool
-) -> None:
-    objects: ObjectStore = Remote(MemoryStore()) if remote else MemoryStore()
-    intact = MemoryStore()
+class Scene(NamedTuple):
+    """A sound store, which tests copy, and a push of it.
+
+    Attributes:
+        store: The store.
+        intact: Another store, to which all was pushed.
+        versions: What `filled` returned: the versions,
+        packs: and the objects with their frames.
+    """
+
+    store: MemoryStore
+    intact: MemoryStore
+    versions: list[SnapshotId]
+    packs: list[str]
+
+
+@cache
+def scene(form: str, remote: bool) -> Scene:
+    """Make a scene once for each form of commits."""
+    store, intact = MemoryStore(), MemoryStore()
+    objects = seen_as(store, remote)
     versions, packs = filled(objects)
     with casweights.open(objects) as repo:
         repo.push(casweights.open(intact, create=True, config=CONFIG))
+    return Scene(store, intact, versions, packs)
+
+
+def seen_as(store: MemoryStore, remote: bool) -> ObjectStore:
+    return Remote(store) if remote else store
+
+
+@pytest.mark.parametrize("healer", HEALERS.values(), ids=HEALERS)
+@pytest.mark.parametrize(("damage", "position", "remote"), sorted(SITUATIONS))
+def test_each_kind_of_writer_stores_damaged_chunks_again(
+    request: pytest.FixtureRequest, healer: Any, damage: str, position: int, remote: bool
+) -> None:
+    store, intact, versions, packs = scene(request.node.callspec.params["both_forms"], remote)
+    objects, intact = seen_as(copy_of(store), remote), copy_of(intact)
     bad = packs[position]
     is_version = bad.startswith(names.SNAPSHOTS)
     DAMAGES[damage](objects, bad)

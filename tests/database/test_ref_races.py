@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from functools import partial
+from functools import cache, partial
 from itertools import count
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from casweights.database.moves import Head
 from casweights.errors import ConflictError, ErrorCode
 from casweights.format import names
+from tests import racing
 from tests.lengths import spread
 from tests.racing import (
     CONSISTENT,
@@ -277,6 +278,13 @@ class TestTags:
         assert {("deleted", "made"), ("conflict", "deleted")} <= ends
 
 
+@cache
+def long_branch(*, exclusive: bool, whole: bool) -> Branch:
+    """Return a branch whose next move prunes it; tests copy it."""
+    assert whole is racing.WHOLE
+    return branch(exclusive=exclusive, moves=199)
+
+
 @pytest.mark.usefixtures("no_waiting")
 class TestPruning:
     """Old moves of a long branch are removed; writers that are far behind still get a conflict."""
@@ -308,8 +316,8 @@ class TestPruning:
     @EXCLUSIVE
     def test_a_late_writer_that_runs_during_pruning_gets_a_conflict(self, exclusive: bool) -> None:
         """The late writer makes all its calls between two deletions."""
-        main = branch(exclusive=exclusive, moves=199)
-        heads = self.heads(main)
+        long = long_branch(exclusive=exclusive, whole=racing.WHOLE)
+        main, heads = long.copy(), self.heads(long)
         pruner = Writer(main.world, lambda client: main.move(client, heads[199]))
         for step in count():
             for position in spread(self.BEHIND, 3, step):
@@ -327,7 +335,7 @@ class TestPruning:
         self, exclusive: bool, position: int
     ) -> None:
         """The late writer puts its move before the pruning, and lists moves after some of it."""
-        long = branch(exclusive=exclusive, moves=199)
+        long = long_branch(exclusive=exclusive, whole=racing.WHOLE)
         heads = self.heads(long)
         for steps in spread(self.STEPS, 5, position):
             main = long.copy()

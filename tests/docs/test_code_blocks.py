@@ -9,6 +9,7 @@ import ast
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from importlib import import_module
@@ -89,13 +90,19 @@ def hub(tmp_path: Path) -> Iterator[LocalHub]:
         yield hub
 
 
-@pytest.fixture
-def work(tmp_path: Path) -> Path:
-    """A directory with a model and a fine-tune of it."""
-    folder = tmp_path / "work"
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a model and a fine-tune of it, which tests copy."""
+    folder = tmp_path_factory.mktemp("models") / "work"
     folder.mkdir()
     run([sys.executable, "-c", MODELS], folder)
     return folder
+
+
+@pytest.fixture
+def work(tmp_path: Path, models: Path) -> Path:
+    """A directory with a model and a fine-tune of it."""
+    return Path(shutil.copytree(models, tmp_path / "work"))
 
 
 def run(command: list[str], folder: Path, **variables: str) -> str:

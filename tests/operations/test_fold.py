@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
@@ -15,6 +16,7 @@ from casweights.operations import rewriting, shortening
 from casweights.stores.memory import MemoryStore
 from casweights.testing.states import assert_same_state
 from tests.ages import age
+from tests.copying_bucket import Bucket
 from tests.histories import check_versions, history, step, weights
 from tests.large_versions import packs_apart
 from tests.operations.collecting import KINDS, LONG, make_objects, open_repo
@@ -34,8 +36,13 @@ MAX_SHARE = 1.15
 
 
 @pytest.fixture(params=KINDS)
-def objects(request: pytest.FixtureRequest, tmp_path: Path) -> ObjectStore:
-    return make_objects(request.param, tmp_path)
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def objects(kind: str, tmp_path: Path) -> ObjectStore:
+    return make_objects(kind, tmp_path)
 
 
 @pytest.fixture
@@ -57,6 +64,37 @@ def run(repo: Repository, seed: int = 0, *, archived: bool = True) -> Versions:
     kept = {version.id: versions[version.id] for version in [*repo.log()][::-1]}
     assert len(kept) == STEPS // EVERY
     return kept
+
+
+@cache
+def expired(kind: str) -> tuple[MemoryStore, Versions]:
+    """Make a store with a run as `run` does; return it, and the versions that stay."""
+    source = Bucket() if kind == "bucket" else MemoryStore()
+    with open_repo(source, create=True) as repo:
+        return source, run(repo)
+
+
+class Expired(NamedTuple):
+    """An open store with a run of which most has expired.
+
+    Attributes:
+        repo: The store, as a process opens it that did not write the run.
+        kept: The versions that stay.
+    """
+
+    repo: Repository
+    kept: Versions
+
+
+@pytest.fixture
+def past(kind: str, objects: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Expired]:
+    monkeypatch.setattr(reflog, "RECENT_MOVES", 1)
+    source, kept = expired(kind)
+    objects.create()
+    for info in source.list():
+        objects.put(info.name, [source.get(info.name)])
+    with open_repo(objects) as repo:
+        yield Expired(repo, dict(kept))
 
 
 def collect(repo: Repository, objects: ObjectStore, runs: int = 4) -> list[FoldStats]:
@@ -96,8 +134,8 @@ def test_an_expired_run_takes_what_the_versions_that_stay_take(
     assert repo.gc(apply=True).folded is None, "there is no end to it"
 
 
-def test_every_version_can_be_read_after_each_run(repo: Repository, objects: ObjectStore) -> None:
-    kept = run(repo)
+def test_every_version_can_be_read_after_each_run(past: Expired, objects: ObjectStore) -> None:
+    repo, kept = past
     with open_repo(objects) as old:  # knows where everything was
         for _ in range(4):
             collect(repo, objects, 1)
@@ -107,9 +145,9 @@ def test_every_version_can_be_read_after_each_run(repo: Repository, objects: Obj
 
 
 def test_a_run_deletes_nothing_that_it_has_written_again(
-    repo: Repository, objects: ObjectStore
+    past: Expired, objects: ObjectStore
 ) -> None:
-    run(repo)
+    repo, _ = past
     age(objects, LONG)
     before = {info.name for info in objects.list(names.PACKS)}
     done = repo.gc(apply=True)
@@ -151,9 +189,9 @@ def test_reading_a_folded_version_takes_at_most_one_and_a_half_times_a_whole_one
 
 
 def test_the_tables_of_folded_versions_name_packs_that_exist(
-    repo: Repository, objects: ObjectStore
+    past: Expired, objects: ObjectStore
 ) -> None:
-    kept = run(repo)
+    repo, kept = past
     collect(repo, objects)
     there = {info.name for info in objects.list(names.PACKS)}
     with open_repo(objects) as reader:
@@ -185,9 +223,9 @@ def test_variants_of_an_expired_base_are_not_stored_whole(
     check_versions(objects, kept)
 
 
-def test_bases_of_a_running_commit_stay(repo: Repository, objects: ObjectStore) -> None:
+def test_bases_of_a_running_commit_stay(past: Expired, objects: ObjectStore) -> None:
     """While it works, two runs fold the chain that it builds on and set the old one aside."""
-    kept = run(repo)
+    repo, kept = past
     tip, state = next(iter(kept.items()))
     state = {"w": step(state["w"], 0.02, 99)}
     age(objects, LONG)
@@ -220,9 +258,9 @@ def test_a_kept_version_inside_a_chain_keeps_it_usable(
 
 
 def test_a_frame_that_decodes_to_something_else_stops_the_run(
-    repo: Repository, objects: ObjectStore, monkeypatch: pytest.MonkeyPatch
+    past: Expired, objects: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    kept = run(repo)
+    repo, kept = past
     age(objects, LONG)
     numbers = itertools.count()
 
@@ -237,26 +275,27 @@ def test_a_frame_that_decodes_to_something_else_stops_the_run(
 
 
 def test_a_family_that_is_too_large_for_memory_stays_as_it_is(
-    repo: Repository, objects: ObjectStore, monkeypatch: pytest.MonkeyPatch
+    past: Expired, objects: ObjectStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shortening, "_MAX_NEW", 100)
-    kept = run(repo)
+    repo, kept = past
     assert all(done.chunks == 0 for done in collect(repo, objects))
     check_versions(objects, kept)
 
 
 def test_nothing_is_written_again_if_the_caller_says_so(
-    repo: Repository, objects: ObjectStore
+    past: Expired, objects: ObjectStore
 ) -> None:
-    run(repo)
+    repo, _ = past
     age(objects, LONG)
     assert repo.gc(apply=True, fold=False).folded is None
 
 
 def test_of_two_copies_of_a_version_the_sound_one_stays(
-    repo: Repository, objects: ObjectStore
+    past: Expired, objects: ObjectStore
 ) -> None:
-    version, state = list(run(repo).items())[1]
+    repo, kept = past
+    version, state = list(kept.items())[1]
     archives = repo.database.snapshots.archives
     (place,) = archives.locate([version])[version]
     objects.put(names.snapshot_name(version), [archives.read(place)])
