@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 _T = TypeVar("_T")
-_MORE_EXAMPLES = 20
+_MORE_EXAMPLES = 40
 
 LONG = os.environ.get("CASWEIGHTS_LONG_TESTS", "") not in ("", "0")
 

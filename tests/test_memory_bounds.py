@@ -13,11 +13,12 @@ import pytest
 
 from casweights.config import MiB
 from casweights.testing.strategies import encode_header
+from tests.lengths import choose
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-SIZE = 1024 * MiB
+SIZE = choose(768, 1024) * MiB
 LIMIT = 512 * MiB
 
 # The kernel measures the peak, from zero for every new process.

@@ -291,9 +291,9 @@ class InBucket(RepositoryMachine):
         return Bucket()
 
 
-InMemory.TestCase.settings = hypothesis.settings(max_examples=examples(20), stateful_step_count=40)
+InMemory.TestCase.settings = hypothesis.settings(max_examples=examples(10), stateful_step_count=40)
 InDirectory.TestCase.settings = hypothesis.settings(
-    max_examples=examples(8), stateful_step_count=30
+    max_examples=examples(4), stateful_step_count=30
 )
 InBucket.TestCase.settings = InMemory.TestCase.settings
 TestInMemory = InMemory.TestCase

@@ -215,7 +215,7 @@ def test_a_process_that_is_killed_at_any_call_leaves_the_state_before_or_after(
 ) -> None:
     numbers = itertools.count()
     states = []
-    for call in moments(3, change):
+    for call in moments(5, change):
         for after in (False, True):
             objects: ObjectStore = Unordered()
             if kind == "directory":

@@ -241,7 +241,7 @@ class Trials:
 def kill_at_every_step(url: str, folder: Path, moment: str) -> Counter[str]:
     """Kill a commit at operations on the store, or at requests to the Hub."""
     ends: Counter[str] = Counter()
-    for number in moments(5, moment):
+    for number in moments(8, moment):
         place = folder / f"trial-{number}"
         place.mkdir()
         trials = Trials(url, f"{moment.replace(' ', '-')}/{number}", place)

@@ -340,7 +340,7 @@ def kill_at_every_step(folder: Path, who: str, moment: str) -> Counter[str]:
     expect(2)
     result_of(folder / "answer", partial(_begin, template))
     ends: Counter[str] = Counter()
-    for number in moments(4, (who, moment)):
+    for number in moments(7, (who, moment)):
         shutil.copytree(template.folder, folder / f"{number}")
         run = Run(folder / f"{number}", str(folder / f"{number}" / "store"))
         run.goal = 0 if who == "replica" else 2

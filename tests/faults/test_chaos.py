@@ -22,9 +22,7 @@ from tests.lengths import choose
 
 ROOT = Path(__file__).parents[2]
 SEED = 20261128
-DISTURBANCES = choose(
-    14, 1000
-)  # a number instead of a time, so that slow machines do not test less
+DISTURBANCES = choose(10, 1000)  # not a time, so that slow machines do not test less
 
 
 def chaos(store: str, folder: Path) -> dict[str, Any]:

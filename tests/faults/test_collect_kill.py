@@ -15,7 +15,7 @@ import pytest
 
 from tests.lengths import choose
 
-SEED, KILLS = 20261129, choose(30, 1000)
+SEED, KILLS = 20261129, choose(20, 1000)
 
 
 @pytest.mark.slow

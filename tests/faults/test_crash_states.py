@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 CONFIG = StoreConfig(chunk_size=64 * KiB)
 SEED = 20261128
-CRASHES = 150  # of each test, in the suite
+CRASHES = 80  # of each test, in the suite
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from casweights.format.pack import Frame
 
 DIGESTS: tuple[DigestName, ...] = ("blake3", "xxh3-128")
-FLIPS, CUTS = 60, 12  # of each object, in the suite
+FLIPS, CUTS = 30, 8  # of each object, in the suite
 PAYLOAD_FLIPS = 150  # of the frames of an object, in the long form
 
 Objects = dict[str, bytes]

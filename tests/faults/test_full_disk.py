@@ -268,10 +268,12 @@ def puts_of(first: Path, second: Path, branch: str) -> list[str]:
 @pytest.mark.parametrize("branch", ["main", "new"])
 @pytest.mark.parametrize("after", [False, True], ids=["before", "after"])
 def test_a_commit_can_be_repeated_after_any_put_fails(
-    tmp_path: Path, after: bool, branch: str
+    tmp_path: Path, after: bool, branch: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The put fails before it writes, or only its result is lost. A new branch has a signature."""
-    first, second = write_model(tmp_path / "first", 1), write_model(tmp_path / "second", 8)
+    monkeypatch.setattr(casweights.database.writer, "PACK_TARGET", MiB // 2)
+    first = write_model(tmp_path / "first", 1, MiB // 4)
+    second = write_model(tmp_path / "second", 8, MiB // 4)
     puts = puts_of(first, second, branch)
     assert len(puts) >= 6
     assert any(name.startswith("signatures/") for name in puts) == (branch == "new")

@@ -38,6 +38,7 @@ from tests.ages import age
 from tests.copying_bucket import Bucket
 from tests.histories import pack_names, weights
 from tests.large_versions import packs_apart
+from tests.lengths import examples
 from tests.operations.collecting import LONG, commit_all, open_repo
 from tests.operations.damage import copy_of
 
@@ -239,7 +240,7 @@ class Attack:
 
 
 # Shrinking a failure takes minutes.
-@settings(max_examples=150, phases=[Phase.generate], report_multiple_bugs=False)
+@settings(max_examples=examples(60), phases=[Phase.generate], report_multiple_bugs=False)
 @given(
     kind=st.sampled_from(sorted(KINDS)),
     attack=st.lists(acts, max_size=4),

@@ -16,7 +16,7 @@ import pytest
 from tests.lengths import choose
 
 SEED = 20240229
-TRIALS = choose(60, 2000)
+TRIALS = choose(40, 2000)
 
 
 def drive(moment: str, folder: Path) -> dict[str, int]:

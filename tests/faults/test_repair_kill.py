@@ -100,7 +100,7 @@ def kill_at_random_steps(folder: Path, moment: str) -> Counter[str]:
     before = readable(start, versions, folder / "out")
     assert len(before) < len(versions)
     ends: Counter[str] = Counter()
-    for number in moments(4 if moment == "file change" else 20, moment):
+    for number in moments(6 if moment == "file change" else 28, moment):
         root = folder / f"store-{number}"
         shutil.copytree(start, root)
         action = partial(repair, sources=[folder / "sound"])

@@ -204,7 +204,7 @@ def test_an_error_means_that_repeating_it_does_what_one_call_does(
     undisturbed.close()
     assert calls
     faults = [*product(range(1, calls + 1), (False, True), (False, True))]
-    for fault in spread(faults, 10, (verb, kind)):
+    for fault in spread(faults, 6, (verb, kind)):
         try_once(verb, Place(kind, folder), expected, fault)
 
 

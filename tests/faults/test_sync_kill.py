@@ -20,7 +20,7 @@ from tests.lengths import choose
 
 ROOT = Path(__file__).parents[2]
 SEED = 20261125
-KILLS, HUB_KILLS = choose(16, 1000), choose(4, 100)
+KILLS, HUB_KILLS = choose(8, 1000), choose(3, 100)
 
 
 def drive(what: str, folder: Path, store: str, kills: int = 0) -> dict[str, int]:

@@ -94,7 +94,7 @@ def kill_at_every_step(folder: Path, moment: str) -> Counter[str]:
     source = folder / "source"
     versions = make_source(source, model)
     ends: Counter[str] = Counter()
-    for number in moments(3, moment):
+    for number in moments(5, moment):
         target = folder / f"target-{number}"
         casweights.open(target, create=True, config=StoreConfig(chunk_size=64 * KiB)).close()
         end = end_of(fork(partial(die_at, moment, number, target, partial(push, source=source))))

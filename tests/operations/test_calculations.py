@@ -229,7 +229,7 @@ def test_a_push_and_a_repack_keep_it() -> None:
 dtypes = st.sampled_from([torch.float32, torch.bfloat16, torch.float16, torch.float8_e4m3fn])
 
 
-@settings(max_examples=examples(12), deadline=None)
+@settings(max_examples=examples(6), deadline=None)
 @given(st.lists(st.tuples(dtypes, st.sampled_from([0, 0.01, 0.3])), min_size=2, max_size=4))
 def test_any_chain_of_casts_comes_back(casts: list[tuple[torch.dtype, float]]) -> None:
     store, state = MemoryStore(), full()

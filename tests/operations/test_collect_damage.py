@@ -18,6 +18,7 @@ from tests.ages import age
 from tests.copying_bucket import Bucket
 from tests.histories import pack_names, weights
 from tests.large_versions import packs_apart
+from tests.lengths import examples
 from tests.operations.collecting import LONG, commit_all, open_repo
 from tests.operations.damage import copy_of, flip, frames_of, overwrite, readable, save
 
@@ -125,7 +126,7 @@ def made(kind: str) -> tuple[MemoryStore, Versions, list[State]]:
     return objects, kept, [*kept.values(), *lost.values()]
 
 
-@settings(max_examples=25)
+@settings(max_examples=examples(12))
 @given(
     kind=st.sampled_from(["memory", "bucket"]),
     which=st.lists(st.integers(0, 99), min_size=1, max_size=2),

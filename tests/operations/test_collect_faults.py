@@ -154,7 +154,7 @@ def test_after_a_crash_anywhere_the_store_is_sound_and_the_next_run_finishes(
     }
     call = verbs.get(verb, apply)
     # Most calls are reads, between which nothing changes.
-    for last in moments(2 if by_write else 16, verb):
+    for last in moments(3 if by_write else 32, verb):
         dying = Dying(after := copy_of(objects), 10**9, by_write=by_write)
         with open_repo(dying) as killed:
             dying.left = last
@@ -208,7 +208,7 @@ def test_a_read_or_listing_that_fails_deletes_nothing(
             if self.left == 0:
                 raise StoreError(ErrorCode.IO_FAILED, "broken")
 
-    for last in moments(5):
+    for last in moments(8):
         failing = Failing(objects)
         with open_repo(failing) as reader:
             failing.left = last
@@ -354,7 +354,7 @@ class AnotherRun:
 def test_two_collections_at_once_lose_nothing(repo: Repository, objects: MemoryStore) -> None:
     kept = commit_all(repo, "main")
     lost = abandon(repo, objects)
-    for call in moments(8):
+    for call in moments(16):
         other = AnotherRun(call, objects)
         seen: list[ConflictError] = other.seen
         with open_repo(watched := Watched(objects)) as one:

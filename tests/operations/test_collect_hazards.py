@@ -22,7 +22,7 @@ from tests.ages import age
 from tests.findings import Remote
 from tests.histories import State, check_versions, step
 from tests.large_versions import packs_apart
-from tests.lengths import moments
+from tests.lengths import moments, spread
 from tests.operations.collecting import (
     KINDS,
     LONG,
@@ -293,7 +293,7 @@ def test_h5_a_listing_that_lacks_objects_makes_no_run_lose_a_version(
         repo.delete_branch("b")
         kept = commit_all(repo, "main") | tagged
         lost = abandon(repo, objects)
-    for number in range(1, 8):
+    for number in spread(range(1, 8), 4, (folder, type(objects).__name__)):
         hiding = Hiding(objects, folder, number)
         with open_repo(hiding) as reader:
             try:
@@ -331,7 +331,7 @@ def test_h8_a_version_that_is_named_while_a_run_marks_is_kept(
     """At each call of the run, another client names what was about to go."""
     lost = abandon(repo, objects)
     version = list(lost)[-1]
-    for call in moments(8, type(objects).__name__):
+    for call in moments(16, type(objects).__name__):
         interrupt = Naming(call, objects, version)
         with open_repo(watched := Watched(objects)) as collector:
             watched.before = interrupt

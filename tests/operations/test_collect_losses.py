@@ -11,13 +11,14 @@ import casweights
 from casweights.errors import IntegrityError
 from casweights.format import names
 from tests.ages import age
+from tests.lengths import examples
 from tests.operations.collecting import LONG
 from tests.operations.damage import copy_of, readable
 from tests.operations.test_repair import FORMS, Harm, chunks_in, damage, harms, made, needs
 
 
 # Shrinking a failure takes minutes.
-@settings(max_examples=40, phases=[Phase.generate], report_multiple_bugs=False)
+@settings(max_examples=examples(15), phases=[Phase.generate], report_multiple_bugs=False)
 @given(form=st.sampled_from(list(FORMS)), harm=st.lists(harms, min_size=1, max_size=4))
 def test_a_recorded_loss_stops_no_collection_and_the_rest_of_the_version_stays(
     form: str, harm: list[Harm]

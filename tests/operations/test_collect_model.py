@@ -66,7 +66,7 @@ KINDS: dict[str, type[CollectMachine]] = {
 
 @pytest.mark.parametrize(
     ("machine", "examples", "steps"),
-    [(Directory, 5, 30), (Memory, 7, 30), (InBucket, 7, 30), (OnHub, 2, 12)],
+    [(Directory, 3, 30), (Memory, 4, 30), (InBucket, 4, 30), (OnHub, 2, 12)],
 )
 def test_no_sequence_loses_a_version(
     machine: type[CollectMachine], examples: int, steps: int

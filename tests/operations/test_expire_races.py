@@ -29,7 +29,7 @@ from tests.expiring import (
     recorded,
     state,
 )
-from tests.lengths import spread
+from tests.lengths import moments, spread
 from tests.operations.turns import Watched
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def test_equal_records_never_delete_each_other() -> None:
     assert len(list(store.list(names.EXPIRED))) < 8
 
 
-def moments(operation: Callable[[ObjectStore], None], original: MemoryStore) -> int:
+def calls_of(operation: Callable[[ObjectStore], None], original: MemoryStore) -> int:
     """Return how many calls of the store an operation makes."""
     watched = FaultyStore(copy_of(original))
     operation(watched)
@@ -148,10 +148,10 @@ def test_a_crash_at_any_call_leaves_a_sound_store_and_the_next_run_finishes(afte
         expire_apart(original, last)  # seven records: the next one merges them
     once = copy_of(original)
     expire_apart(once, 5)
-    calls = moments(partial(expire_apart, last=5), original)
+    calls = calls_of(partial(expire_apart, last=5), original)
     assert calls > 20
     outcomes = Counter[int]()
-    for call in spread(range(1, calls + 1), 12, after):
+    for call in spread(range(1, calls + 1), 8, after):
         store = copy_of(original)
         with pytest.raises(StoreError):
             expire_apart(FaultyStore(store, [Fault(call=call, after=after)]), 5)
@@ -177,9 +177,7 @@ def test_a_version_that_is_named_at_any_moment_of_expiry_stays(
     """Another client names a version before each call of the store, which would go."""
     original = kind()
     ids = fill(original, 9)
-    call = 0
-    while True:
-        call += 1
+    for call in moments(3, (what, kind.__name__)):
         store = kind()
         for info in original.list():
             store.put(info.name, [original.get(info.name)])

@@ -192,7 +192,7 @@ def test_commits_of_the_same_handle_between_any_two_slices_find_everything() -> 
 
 @pytest.mark.usefixtures("_all_is_old")
 def test_maintenance_can_stop_after_any_slice() -> None:
-    for place in moments(2):
+    for place in moments(4):
         store = MemoryStore()
         with casweights.open(store, create=True, config=CONFIG) as repo:
             made = run_of(repo, 6)

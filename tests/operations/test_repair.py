@@ -107,7 +107,7 @@ def outcome(report: RepairReport) -> tuple[object, ...]:
 
 
 # Shrinking a failure takes minutes.
-@settings(max_examples=examples(30), phases=[Phase.generate], report_multiple_bugs=False)
+@settings(max_examples=examples(15), phases=[Phase.generate], report_multiple_bugs=False)
 @given(
     form=st.sampled_from(list(FORMS)),
     harm=st.lists(harms, min_size=1, max_size=5),

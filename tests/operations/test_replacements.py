@@ -290,7 +290,7 @@ def lives(objects: ObjectStore, before: set[str], made: Versions) -> None:
 def test_a_run_that_is_killed_at_any_call_loses_nothing(verb: str, done: bool) -> None:
     whole = MemoryStore()
     made, before = filled(whole), in_place(whole)
-    for call in moments(3):
+    for call in moments(6):
         objects = copy_of(whole)
         try:
             run(Crashing(objects, call, done=done), verb)
@@ -306,7 +306,7 @@ def test_the_second_step_can_be_killed_at_any_call(done: bool) -> None:
     made = filled(whole)
     run(whole, "repack")
     age(whole, 2 * DAY)
-    for call in moments(3):
+    for call in moments(6):
         objects = copy_of(whole)
         try:
             run(Crashing(objects, call, done=done), "maintain")

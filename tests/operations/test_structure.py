@@ -24,6 +24,7 @@ from casweights.stores.memory import MemoryStore
 from casweights.testing import CountingStore
 from casweights.testing.states import assert_same_state
 from tests.histories import CHUNK, history
+from tests.lengths import choose, examples
 from tests.operations.transfers import create, names_of
 
 if TYPE_CHECKING:
@@ -128,15 +129,15 @@ steps = st.lists(few | some | st.just(list(range(PAGE_IDS))), min_size=1, max_si
 @pytest.mark.slow
 @hypothesis.given(steps)
 @hypothesis.example([[0], list(range(0, PAGE_IDS, 2))])
-@hypothesis.settings(max_examples=3)
-def test_chains_of_pages_stay_short_over_300_versions(pattern: list[list[int]]) -> None:
+@hypothesis.settings(max_examples=examples(2))
+def test_chains_of_pages_stay_short_over_hundreds_of_versions(pattern: list[list[int]]) -> None:
     """The changes of the first versions are repeated at other places, from version to version."""
     store = MemoryStore()
     with casweights.open(store, create=True, config=StoreConfig(chunk_size=CHUNK)) as repo:
         db = repo._db
         encoder = DifferenceEncoder(db.reader, db.index, db.cache, db.snapshots.structure, "auto")
         page, last, pages = ids(1), None, {}
-        for version in range(300):
+        for version in range(choose(200, 300)):
             places = [(n + 37 * version) % PAGE_IDS for n in pattern[version % len(pattern)]]
             page = changed(page, places, version)
             last = add_page(db, encoder, b"".join(page), last)

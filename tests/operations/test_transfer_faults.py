@@ -161,7 +161,7 @@ def test_a_failed_transfer_can_be_repeated(
         repo.repack(compression="small")
         fresh = {"w": step(list(versions.values())[4]["w"], 0.01, 80)}
         versions[repo.commit(fresh).id] = fresh
-    for calls, store in zip(moments(3, after), copies(empty), strict=False):
+    for calls, store in zip(moments(6, after), copies(empty), strict=False):
         faulty = FaultyStore(store, [Fault(call=calls, after=after)])
         failed = True
         try:

@@ -24,6 +24,7 @@ from casweights.stores.memory import MemoryStore
 from casweights.testing import CountingStore
 from tests.findings import Remote
 from tests.histories import step, weights
+from tests.lengths import examples
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -179,7 +180,7 @@ class History:
 
 
 @pytest.mark.parametrize("remote", [False, True], ids=["directory", "bucket"])
-@settings(max_examples=2, deadline=None)
+@settings(max_examples=examples(2))
 @given(run=runs)
 def test_a_version_costs_the_same_however_many_there_are(
     tmp_path_factory: pytest.TempPathFactory, run: Run, remote: bool

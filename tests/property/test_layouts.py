@@ -87,7 +87,7 @@ def count(layout: Layout) -> int:
 
 
 @pytest.mark.parametrize("is_child", [True, False], ids=["parent", "found"])
-@hypothesis.settings(max_examples=examples(4))
+@hypothesis.settings(max_examples=examples(3))
 @hypothesis.given(old=layouts, new=layouts)
 def test_another_layout_takes_what_the_change_takes(
     is_child: bool, old: Layout, new: Layout
@@ -100,7 +100,7 @@ def test_another_layout_takes_what_the_change_takes(
     assert other.share <= 1.5
 
 
-@hypothesis.settings(max_examples=examples(4))
+@hypothesis.settings(max_examples=examples(3))
 @hypothesis.given(old=layouts, new=layouts)
 def test_a_checkout_reads_no_more_than_promised(old: Layout, new: Layout) -> None:
     """Readers keep few of these chunks, so that each rank reads all of them again."""

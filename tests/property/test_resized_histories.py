@@ -138,7 +138,7 @@ def expire(repo: Repository, store: LocalStore, versions: Versions) -> Versions:
     return {version.id: versions[version.id] for version in repo.log()}
 
 
-@hypothesis.settings(max_examples=examples(4))
+@hypothesis.settings(max_examples=examples(3))
 @hypothesis.given(history=st.lists(changes, min_size=1, max_size=6))
 def test_any_history_of_other_rows_comes_back_from_everywhere(history: list[Change]) -> None:
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as folder:

@@ -199,7 +199,7 @@ def assert_reads(repo: Repository, ids: list[str], history: History) -> None:
     assert not repo.verify().problems
 
 
-@hypothesis.settings(max_examples=examples(25))
+@hypothesis.settings(max_examples=examples(12))
 @hypothesis.given(history=histories())
 def test_the_library_reads_what_the_page_makes_a_writer_write(history: History) -> None:
     with written(history) as (repo, folder, ids):
@@ -225,7 +225,7 @@ def assert_loads(repo: Repository, name: str, file: File) -> None:
         assert bytes(its.reshape(-1).view(torch.uint8).numpy()) == tensor.data
 
 
-@hypothesis.settings(max_examples=examples(8))
+@hypothesis.settings(max_examples=examples(4))
 @hypothesis.given(history=histories())
 def test_the_independent_reader_agrees(history: History) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -237,7 +237,7 @@ def test_the_independent_reader_agrees(history: History) -> None:
             assert found == content_of(files)
 
 
-@hypothesis.settings(max_examples=examples(15))
+@hypothesis.settings(max_examples=examples(6))
 @hypothesis.given(history=histories())
 def test_the_library_writes_on_top_and_keeps_the_store_in_order(history: History) -> None:
     with written(history) as (repo, folder, ids):

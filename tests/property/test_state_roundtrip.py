@@ -33,7 +33,7 @@ def open_store(digest: DigestName = "blake3") -> casweights.Repository:
 
 
 @pytest.mark.parametrize("digest", ["blake3", "xxh3-128"])
-@hypothesis.settings(max_examples=examples(50))
+@hypothesis.settings(max_examples=examples(25))
 @hypothesis.given(state=state_dicts(carried=True), compression=compressions)
 def test_any_state_comes_back(
     digest: DigestName, state: dict[Any, Any], compression: Compression
@@ -49,7 +49,7 @@ def plain(tensor: torch.Tensor) -> torch.Tensor:
     return from_bytes(tensor_bits(tensor), tensor.dtype, tuple(tensor.shape))
 
 
-@hypothesis.settings(max_examples=examples(25))
+@hypothesis.settings(max_examples=examples(12))
 @hypothesis.given(
     state=st.dictionaries(
         st.text(st.characters(codec="utf-8"), min_size=1, max_size=8).filter(
@@ -69,7 +69,7 @@ def test_a_flat_state_is_the_file_of_the_reference_library(
         assert b"".join(repo.read(snapshot, "model.safetensors")) == reference.read_bytes()
 
 
-@hypothesis.settings(max_examples=examples(25))
+@hypothesis.settings(max_examples=examples(12))
 @hypothesis.given(tensor=tensors(), data=st.data())
 def test_a_lazy_tensor_is_indexed_like_the_tensor(
     tensor: torch.Tensor, data: st.DataObject

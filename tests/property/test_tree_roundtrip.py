@@ -39,7 +39,7 @@ def workspace(digest: DigestName = "blake3") -> Iterator[tuple[casweights.Reposi
 
 
 @pytest.mark.parametrize("digest", ["blake3", "xxh3-128"])
-@hypothesis.settings(max_examples=examples(30))
+@hypothesis.settings(max_examples=examples(15))
 @hypothesis.given(tree=trees(), compression=compressions)
 def test_any_directory_comes_back(digest: DigestName, tree: Tree, compression: Compression) -> None:
     with workspace(digest) as (repo, folder):
@@ -76,7 +76,7 @@ def disturbed(draw: st.DrawFn, tree: Tree) -> Tree:
     return result
 
 
-@hypothesis.settings(max_examples=examples(40))
+@hypothesis.settings(max_examples=examples(20))
 @hypothesis.given(data=st.data(), tree=trees(), delete=st.booleans())
 def test_checkout_over_other_files_restores_the_version(
     data: st.DataObject, tree: Tree, delete: bool
@@ -93,7 +93,7 @@ def test_checkout_over_other_files_restores_the_version(
         assert not any((folder / "out" / path).is_symlink() for path in tree)
 
 
-@hypothesis.settings(max_examples=examples(30))
+@hypothesis.settings(max_examples=examples(15))
 @hypothesis.given(old=trees(), new=trees())
 def test_checkout_over_another_version_restores_the_version(old: Tree, new: Tree) -> None:
     with workspace() as (repo, folder):
@@ -137,7 +137,7 @@ def is_model(file: bytes) -> bool:
     return True
 
 
-@hypothesis.settings(max_examples=examples(40))
+@hypothesis.settings(max_examples=examples(20))
 @hypothesis.given(data=st.data(), tree=trees())
 def test_checkout_of_a_part_writes_only_that_part(data: st.DataObject, tree: Tree) -> None:
     files = resolve_links(tree)

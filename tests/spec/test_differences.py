@@ -292,7 +292,7 @@ def test_both_read_the_same_of_a_history(
 ) -> None:
     monkeypatch.setattr(Schedule, "passed", lambda *_: None)  # chains stay long
     with repo:
-        for state in history(20, density):
+        for state in history(20 if density < 0.1 else 8, density, chunks=1):
             repo.commit(state)
         assert repo.stats().versions[-1].longest_chain > (15 if density < 0.1 else 1)
         assert_same(reader, repo, tmp_path)

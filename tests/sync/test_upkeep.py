@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from contextlib import contextmanager
-from itertools import count, pairwise
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -24,6 +24,7 @@ from casweights.testing import CountingStore
 from casweights.testing.states import assert_same_state
 from tests.archived import archives, keep_few, own
 from tests.histories import pack_names
+from tests.lengths import moments
 from tests.sync.states import (
     PATIENCE,
     Listener,
@@ -242,7 +243,7 @@ def test_a_failure_at_any_call_of_maintenance_is_a_warning_and_the_next_round_su
     form: str, request: pytest.FixtureRequest
 ) -> None:
     request.getfixturevalue(form)
-    for call in count(1):
+    for call in moments(3, form):
         objects, watcher = Broken(MemoryStore()), Watcher()
         with open_store(objects) as store:
             with Publisher(store, maintain=EVERY, reporter=watcher) as publisher:
