@@ -48,7 +48,7 @@ class Maintained(WrapperStore):
 
     def put(self, name: str, parts: Sequence[Buffer]) -> bool:
         made = super().put(name, parts)
-        if GONE in b"".join(parts) and not name.endswith(names.OFF_SUFFIX):
+        if bytes(GONE) in b"".join(parts) and not name.endswith(names.OFF_SUFFIX):
             assert all(Refs(self.inner).trim())
         return made
 
