@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from casweights.ids import SnapshotId
     from casweights.operations.conditions import Condition
 
-_ATTEMPTS = 8  # plans, while other clients make branches
+_ATTEMPTS = 64  # plans, while other clients make branches; each reads only what is new
 
 
 def expire(
