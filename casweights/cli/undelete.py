@@ -12,7 +12,6 @@ from casweights.cli._errors import Exit
 from casweights.cli._output import Span
 from casweights.cli._text import count, short, size
 from casweights.cli._verb import verb
-from casweights.format.collection import REPLACED
 
 if TYPE_CHECKING:
     from casweights.cli._session import Session
@@ -62,6 +61,8 @@ def _deleted(repository: Repository) -> set[str]:
 
 
 def _bring_back(session: Session, repository: Repository, collection: str) -> None:
+    from casweights.format.collection import REPLACED
+
     done = repository.undelete_collection(collection)
     session.out.record(
         {

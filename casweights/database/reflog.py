@@ -357,7 +357,10 @@ class RefLog:
         # before the branch existed can create position 1 again.
         if after == 0:
             return max(taken) <= RECENT_MOVES
-        return base is not None and self.snapshot(base) == before
+        at = base and self.snapshot(base)
+        if base and at is None:  # a mark has taken its place since the listing
+            at = (base := line(self.moves(mine.ref, after)).get(after)) and self.snapshot(base)
+        return at is not None and at == before
 
     def is_contested(self, moves: Sequence[Move], newest: Move) -> bool:
         """Whether the writer of a move may be about to withdraw it.
@@ -410,13 +413,8 @@ class RefLog:
     def trim(self, moves: Sequence[Move], kept: int, since: int = 0) -> bool:
         """Remove the moves on a ref's line that are below its last `kept` positions.
 
-        Where names say what moves came from, older ones than `since` go as well, but for the last
-        few: each may be a version with all its bytes.
-
-        Args:
-            moves: All moves of the ref.
-            kept: Number of positions.
-            since: A time by the store's clock, in microseconds.
+        Where names say what moves came from, older ones than `since`, a time by the store's clock
+        in microseconds, go as well, but for the last few: each may be a version with its bytes.
 
         Returns:
             Whether the store allowed that.

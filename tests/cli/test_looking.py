@@ -230,6 +230,7 @@ def test_diff_json_lists_the_changes(run: Run, run_json: Json, store: Path) -> N
         "new": "F16 [1000]",
         "old_file": None,
         "old_tensor": None,
+        "sources": [],
         "same_content": False,
         "new_bytes": 2000,
     }

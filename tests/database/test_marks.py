@@ -21,6 +21,7 @@ from tests.racing import seen_now
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from casweights.database.moves import Move
     from casweights.system.buffers import Buffer
 
 
@@ -69,6 +70,41 @@ def test_a_deletion_counts_if_maintenance_marks_it_before_its_writer_looks(
         deletions.delete("x")
         assert deletions.all() == {"x": snapshot}
     assert not set(refs.tips())
+
+
+class MaintainedInBetween(Bucket):
+    """Maintenance lists a branch before the third move, and marks a deletion after that.
+
+    Attributes:
+        seen: What it has listed, until it marks.
+    """
+
+    seen: Sequence[Move] = ()
+
+    def put(self, name: str, parts: Sequence[Buffer]) -> bool:
+        if "/000000000003" in name:
+            self.seen = RefLog(self, names.HEADS).moves("main")
+        return super().put(name, parts)
+
+    def get(self, name: str, start: int = 0, size: int | None = None) -> bytes:
+        if self.seen and "/000000000002" in name:
+            seen, self.seen = self.seen, ()
+            assert Refs(self).branch_deletions.mark(seen)
+        return super().get(name, start, size)
+
+
+@EXCLUSIVE
+def test_a_move_counts_if_the_deletion_before_it_is_marked_while_its_writer_looks(
+    exclusive: bool,
+) -> None:
+    store = MaintainedInBetween(exclusive=exclusive)
+    refs = Refs(store)
+    refs.advance("main", None, A, ready=seen_now)
+    refs.branch_deletions.delete("main")
+    assert refs.head("main", for_update=True) is None
+    head = refs.advance("main", None, B, ready=seen_now)
+    assert Refs(store).head("main") == head
+    assert bool(store.seen) != exclusive  # elsewhere, names say all, and nothing is read
 
 
 @EXCLUSIVE
