@@ -357,10 +357,11 @@ class RefLog:
         # before the branch existed can create position 1 again.
         if after == 0:
             return max(taken) <= RECENT_MOVES
-        at = base and self.snapshot(base)
-        if base and at is None:  # a mark has taken its place since the listing
-            at = (base := line(self.moves(mine.ref, after)).get(after)) and self.snapshot(base)
-        return at is not None and at == before
+        found = self.snapshot(base) if base else None
+        if base and found is None:  # a mark has taken its place since the listing
+            base = line(self.moves(mine.ref, after)).get(after)
+            found = self.snapshot(base) if base else None
+        return found is not None and found == before
 
     def is_contested(self, moves: Sequence[Move], newest: Move) -> bool:
         """Whether the writer of a move may be about to withdraw it.
